@@ -1,0 +1,114 @@
+"""A segment's rows on disk between the worker that made them and the process that commits them.
+
+One file for a segment, ``staging/<segment_id>.rows``: the checked header of ``indexers.container`` followed by four
+Arrow IPC streams (segment, chunks, embeddings, sparse). Written durably after the segment's KV file is, read back with
+every digest verified. Commits nothing and removes nothing by itself, except ``remove_staged``.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow as pa
+import xxhash
+
+from indexers.container import DurableFile, HeaderError, aligned, pack_header, read_header, sync_folder
+from indexers.errors import CorruptStaging, StoreUnavailable
+from indexers.records import SEGMENTS_SCHEMA, SegmentRows, rows_of, to_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAGIC = b"VXLROW\r\n"
+FORMAT_VERSION = 1
+STAGED_SUFFIX = ".rows"
+_PARTS = ("segment", "chunks", "embeddings", "sparse")
+_HEADER_BYTES = 4096
+
+
+class _DigestingSink(io.RawIOBase):
+    """Counts and hashes what Arrow writes on its way to the file."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        super().__init__()
+        self._target = target
+        self._hash = xxhash.xxh3_128()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, payload: Buffer) -> int:
+        view = memoryview(payload).cast("B")
+        self._hash.update(view)
+        self._target.write(view)
+        self.num_bytes += len(view)
+        return len(view)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def staged_path(folder: str | Path, segment_id: str) -> Path:
+    """Where a segment's staged rows lie in the staging folder."""
+    if "/" in segment_id or segment_id.startswith("."):
+        raise ValueError(f"not a segment id: {segment_id!r}")
+    return Path(folder) / f"{segment_id}{STAGED_SUFFIX}"
+
+
+def write_staged(folder: str | Path, rows: SegmentRows) -> Path:
+    """Write one segment's rows durably into the staging folder, replacing an earlier attempt; returns the path."""
+    path = staged_path(folder, rows.segment_id)
+    tables = (to_table([rows.segment], SEGMENTS_SCHEMA), rows.chunks, rows.embeddings, rows.sparse)
+    try:
+        with DurableFile(path) as durable:
+            offset = _HEADER_BYTES
+            parts = []
+            for name, table in zip(_PARTS, tables, strict=True):
+                durable.file.seek(offset)
+                sink = _DigestingSink(durable.file)
+                with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as stream:
+                    stream.write_table(table)
+                durable.file.write(bytes(aligned(sink.num_bytes) - sink.num_bytes))
+                parts.append({"name": name, "offset": offset, "length": sink.num_bytes, "digest": sink.digest})
+                offset += aligned(sink.num_bytes)
+            fields = {"format": FORMAT_VERSION, "segment_id": rows.segment_id, "parts": parts, "file_bytes": offset}
+            durable.file.seek(0)
+            durable.file.write(pack_header(MAGIC, fields))
+            durable.commit()
+    except OSError as exc:
+        raise StoreUnavailable(str(path), str(exc)) from exc
+    return path
+
+
+def read_staged(path: str | Path) -> SegmentRows:
+    """Rows of a staged segment, mapped from the file rather than copied. Raises ``CorruptStaging``."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            fields, _ = read_header(file, MAGIC)
+        mapped = pa.memory_map(str(path)).read_buffer()
+    except (HeaderError, OSError) as exc:
+        raise CorruptStaging(str(path), str(exc)) from exc
+    if fields["format"] != FORMAT_VERSION or [part["name"] for part in fields["parts"]] != list(_PARTS):
+        raise CorruptStaging(str(path), f"format {fields['format']} is not known")
+    tables = []
+    for part in fields["parts"]:
+        stream = mapped.slice(part["offset"], part["length"])
+        if xxhash.xxh3_128_hexdigest(stream) != part["digest"]:
+            raise CorruptStaging(str(path), f"checksum of {part['name']} differs")
+        if any(mapped.slice(part["offset"] + part["length"], aligned(part["length"]) - part["length"]).to_pybytes()):
+            raise CorruptStaging(str(path), f"padding after {part['name']} is not zero")
+        tables.append(pa.ipc.open_stream(stream).read_all())
+    segment, chunks, embeddings, sparse = tables
+    return SegmentRows(rows_of(segment)[0], chunks, embeddings, sparse)
+
+
+def remove_staged(path: str | Path) -> None:
+    """Remove a staged segment once its rows are committed; nothing if it is gone already."""
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)

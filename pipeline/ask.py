@@ -1,0 +1,235 @@
+"""Ask: retrieve chunks, choose a level for each, reload their KV (or recompute it), assemble, answer, cite.
+
+The video file is touched only in recompute mode. One setting serves every question: the best chunks by similarity of
+question and frame groups, with the first and last of the context, are dense; the rest of their segments is sparse.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from indexers.records import VideoRow, rows_of
+from indexers.scope import Scope
+from pipeline.errors import UsageError
+from pipeline.evidence import evidence_for
+from pipeline.kv_source import KVSource, LoadedKV
+from pipeline.query import interval_fields
+from pipeline.reader import ArchiveReader, Filters
+from pipeline.results import Answer, Citation, Context, Coverage, Timings
+
+if TYPE_CHECKING:
+    from videoxl2.decode import HeaderIds
+    from videoxl2.kv import ChunkKV, KVLevel
+
+REUSE_MODES = ("auto", "reload", "recompute")
+CANDIDATE_GROUPS = 512
+"""Frame groups whose similarity to the question ranks chunks and segments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChunk:
+    """One chunk of the context: its row, its relevance, and the level its KV is used at."""
+
+    row: dict[str, Any]
+    score: float
+    level: KVLevel
+
+
+def ask(
+    reader: ArchiveReader,
+    question: str,
+    filters: Filters,
+    *,
+    reuse: str = "auto",
+    max_new_tokens: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Answer ``question`` from the footage in scope. See ``Archive.ask``."""
+    if not question.strip():
+        raise UsageError("the question is empty")
+    if reuse not in REUSE_MODES:
+        raise UsageError(f"--reuse {reuse!r} is not one of {', '.join(REUSE_MODES)}")
+    limit = reader.settings.query.max_new_tokens if max_new_tokens is None else max_new_tokens
+    if limit < 1:
+        raise UsageError(f"--max-new-tokens {limit} must be at least 1")
+    scope, coverage = reader.resolve(filters)
+    if coverage.is_empty:
+        return _abstain(question, coverage, reader.notices)
+    from videoxl2.decode import generate
+
+    model = reader.model
+    prefix_ids, suffix_ids = model.tokenizer.prompt_parts(question)
+
+    started = time.perf_counter()
+    budget = min(reader.settings.query.max_context_tokens, model.spec.language.max_positions)
+    budget -= len(prefix_ids) + len(suffix_ids) + limit
+    plan = plan_context(reader, question, scope, budget)
+    if not plan:
+        return _abstain(question, coverage, reader.notices)
+    retrieve_s = time.perf_counter() - started
+
+    source = KVSource(reader, reuse)
+    loaded = source.load([(chunk.row, chunk.level) for chunk in plan])
+
+    mark = time.perf_counter()
+    videos = {video.video_id: video for video in reader.videos()}
+    cache = model.assemble(_pieces(plan, loaded, videos, model.tokenizer))
+    context_tokens = cache.length
+    token_ids: list[int] = []
+    text = ""
+    first_token_at: float | None = None
+    for step in generate(model, cache, suffix_ids, limit, model.tokenizer.eos_ids):
+        if first_token_at is None:
+            first_token_at = time.perf_counter()
+        token_ids.append(step.token_id)
+        if on_text is not None:
+            longer = model.tokenizer.decode(token_ids)
+            if not longer.endswith("�"):
+                on_text(longer[len(text) :])
+                text = longer
+    ended = time.perf_counter()
+    first_token_at = first_token_at or ended
+    return Answer(
+        question=question,
+        answer=model.tokenizer.decode(token_ids).strip(),
+        abstained=False,
+        citations=_citations(reader, plan, videos),
+        timings=Timings(
+            retrieve_s=retrieve_s,
+            load_s=loaded.load_s,
+            recompute_s=loaded.recompute_s,
+            prefill_s=first_token_at - mark,
+            first_token_s=first_token_at - started,
+            decode_s=ended - first_token_at,
+        ),
+        context=Context(
+            dense_chunks=sum(chunk.level.value == "dense" for chunk in plan),
+            sparse_chunks=sum(chunk.level.value == "sparse" for chunk in plan),
+            tokens=context_tokens + len(suffix_ids),
+            kv_bytes_read=loaded.bytes_read,
+        ),
+        coverage=coverage,
+        token_ids=tuple(token_ids),
+        notices=reader.notices,
+    )
+
+
+def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int) -> list[PlannedChunk]:
+    """The chunks of the context in reading order, with levels, within ``budget`` tokens.
+
+    The segments of the most relevant chunks are taken, best first, while all of their chunks fit at least as sparse
+    KV; then the budget and ``LevelSettings`` decide which chunks are dense.
+    """
+    from videoxl2.decode import select_levels
+
+    vector_E = reader.text_encoder.embed([question])[0]
+    hits = reader.store.search_vectors(vector_E, scope, limit=CANDIDATE_GROUPS)
+    chunk_scores: dict[str, float] = {}
+    segment_scores: dict[str, float] = {}
+    for hit in hits:
+        for scores, key in ((chunk_scores, hit.chunk_id), (segment_scores, hit.segment_id)):
+            scores[key] = max(scores.get(key, -1.0), hit.score)
+    ranked = sorted(segment_scores, key=lambda segment: (-segment_scores[segment], segment))
+    compression = reader.manifest.recipe.compression
+    chosen: list[dict[str, Any]] = []
+    used = 0
+    for segment in ranked[: reader.settings.query.max_segments]:
+        rows = rows_of(reader.store.chunks(segment_ids=[segment]))
+        size = sum(sparse_tokens(row, compression) for row in rows) + _HEADER_ROOM
+        if chosen and used + size > budget:
+            continue
+        chosen.extend(rows)
+        used += size
+    headers = _HEADER_ROOM * len({row["segment_id"] for row in chosen})
+    chosen.sort(key=_reading_order)
+    scores = [chunk_scores.get(row["chunk_id"], -1.0) for row in chosen]
+    levels = select_levels(
+        scores,
+        reader.settings.ingest.levels,
+        dense_tokens=[row["num_tokens"] for row in chosen],
+        sparse_tokens=[sparse_tokens(row, compression) for row in chosen],
+        max_tokens=budget - headers,
+    )
+    return [
+        PlannedChunk(row=row, score=score, level=level)
+        for row, score, level in zip(chosen, scores, levels, strict=True)
+    ]
+
+
+_HEADER_ROOM = 64
+"""Tokens kept free for the text header of a piece."""
+
+
+def sparse_tokens(row: dict[str, Any], compression: int) -> int:
+    """Tokens of a chunk as sparse KV: timestamps whole, every group's visual tokens pooled."""
+    time_tokens = sum(row["group_time_tokens"])
+    visual_per_group = (row["num_tokens"] - time_tokens) // row["num_groups"]
+    return int(time_tokens + row["num_groups"] * (visual_per_group // compression))
+
+
+def _reading_order(row: dict[str, Any]) -> tuple[str, str, str, float]:
+    """Videos by wall-clock start (unknown first), each one's chunks together and in order."""
+    start = row["start_time"]
+    video_start = "" if start is None else (start - timedelta(seconds=row["start_s"])).isoformat()
+    return (video_start, row["uri"], row["video_id"], row["start_s"])
+
+
+def _pieces(
+    plan: Sequence[PlannedChunk], loaded: LoadedKV, videos: dict[str, VideoRow], tokenizer: Any
+) -> list[ChunkKV | HeaderIds]:
+    """KV in reading order; a text header goes before each video's stretch when there are several videos."""
+    from videoxl2.decode import HeaderIds
+
+    needs_headers = len({chunk.row["video_id"] for chunk in plan}) > 1
+    pieces: list[ChunkKV | HeaderIds] = []
+    previous: str | None = None
+    for chunk in plan:
+        if needs_headers and chunk.row["video_id"] != previous:
+            pieces.append(HeaderIds(tuple(tokenizer.encode(header_text(videos[chunk.row["video_id"]]))[:_HEADER_ROOM])))
+            previous = chunk.row["video_id"]
+        pieces.append(loaded.chunks[chunk.row["chunk_id"]])
+    return pieces
+
+
+def header_text(video: VideoRow) -> str:
+    """What is said between pieces of different videos: camera or title, and the wall-clock start of its time 0."""
+    name = f"Camera {video.camera}" if video.camera is not None else f"Video {video.title}"
+    start = video.start_time
+    when = f", starts {start:%Y-%m-%d %H:%M:%S} UTC" if start is not None else ""
+    return f"\n{name}{when}:\n"
+
+
+def _citations(
+    reader: ArchiveReader, plan: Sequence[PlannedChunk], videos: dict[str, VideoRow]
+) -> tuple[Citation, ...]:
+    """The most relevant chunks of the context, best first."""
+    best = sorted(plan, key=lambda chunk: (-chunk.score, chunk.row["chunk_id"]))
+    citations = []
+    for chunk in best[: reader.settings.query.max_citations]:
+        video, row = videos[chunk.row["video_id"]], chunk.row
+        citations.append(
+            Citation(
+                level=chunk.level.value,
+                score=chunk.score,
+                **interval_fields(video, row["start_s"], row["end_s"]),
+                evidence=evidence_for(reader, video, row["chunk_id"], row["start_s"], row["end_s"]),
+            )
+        )
+    return tuple(citations)
+
+
+def _abstain(question: str, coverage: Coverage, notices: tuple[str, ...]) -> Answer:
+    return Answer(
+        question=question,
+        answer="",
+        abstained=True,
+        citations=(),
+        timings=Timings(),
+        context=Context(),
+        coverage=coverage,
+        notices=notices,
+    )

@@ -1,0 +1,127 @@
+"""Settings of the whole system: composed here once, read from file and environment here only.
+
+Sections are defined beside the component they configure; functions take the narrow section they need. Precedence:
+explicit argument, ``VXL_*`` variable, the TOML file named by ``--config`` or ``VXL_CONFIG``, the default. The model's architecture is no setting: it comes from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.decode_worker import DecodeSettings
+from pipeline.errors import ConfigError
+from pipeline.media import S3Settings
+from videoxl2.config import LevelSettings, PrefillSettings
+
+
+class IngestSettings(BaseModel):
+    """What is sampled from a video and how it is cut. Part of the archive's fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fps: float = Field(1.0, gt=0, le=60, description="frames sampled per second of media time")
+    segment_s: float | None = Field(600.0, gt=0, description="seconds per segment; none = one segment per video")
+    prefill: PrefillSettings = Field(default_factory=PrefillSettings)
+    levels: LevelSettings = Field(default_factory=LevelSettings)
+
+    @model_validator(mode="after")
+    def _segment_holds_whole_groups(self) -> IngestSettings:
+        if self.segment_s is not None and self.segment_s * self.fps < 4:
+            raise ValueError(
+                f"segment_s={self.segment_s} at fps={self.fps} holds less than one frame group of 4 frames"
+            )
+        return self
+
+
+class RunnerSettings(BaseModel):
+    """Where stages run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field("local", pattern="^(local|ray)$", description="local: in this process; ray: actors")
+    workers: int = Field(1, ge=1, le=1024, description="actors (ray); the local runner always has one worker")
+    max_attempts: int = Field(2, ge=1, le=10, description="attempts at a video whose decoder or worker dies")
+    ray_address: str | None = Field(None, description="Ray cluster to join; none starts one on this machine")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs per actor; none = 1 where the cluster has any, else 0")
+    num_cpus: float = Field(1.0, gt=0, description="CPU cores per actor")
+    accelerator_type: str | None = Field(None, description="Ray accelerator type, for example A100; needs num_gpus > 0")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of the model per worker; none = torch's own")
+    start_timeout_s: float = Field(120.0, gt=0, description="seconds until an actor must have loaded its model")
+    silence_timeout_s: float = Field(
+        3600.0, gt=0, description="seconds without any sign from an actor at work before it is replaced"
+    )
+
+
+class QuerySettings(BaseModel):
+    """How questions are answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int = Field(10, ge=1, le=1000, description="moments returned by a search")
+    max_context_tokens: int = Field(24_000, ge=256, description="most tokens assembled for one question")
+    max_segments: int = Field(6, ge=1, description="most segments whose KV joins one context")
+    max_citations: int = Field(5, ge=1, description="citations per answer")
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="longest answer in tokens")
+
+
+class Settings(BaseModel):
+    """Everything that can be set, composed once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archive: str | None = Field(None, description="address of the archive")
+    model: str = Field("tiny", description="packaged model, checkpoint folder or Hub id")
+    device: str | None = Field(None, description="cpu, cuda or cuda:N; none = GPU where there is one")
+    ingest: IngestSettings = Field(default_factory=IngestSettings)
+    decode: DecodeSettings = Field(default_factory=DecodeSettings)
+    s3: S3Settings = Field(default_factory=S3Settings)
+    runner: RunnerSettings = Field(default_factory=RunnerSettings)
+    query: QuerySettings = Field(default_factory=QuerySettings)
+
+
+_ENVIRONMENT = {"VXL_ARCHIVE": "archive", "VXL_MODEL": "model", "VXL_DEVICE": "device"}
+
+
+def load_settings(
+    config: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from defaults, file, environment and explicit overrides, in rising precedence.
+
+    ``overrides`` uses dotted names (``{"ingest.fps": 2.0}``); entries that are ``None`` are "not given".
+    Raises ``ConfigError`` naming the file or field that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    path = config or environ.get("VXL_CONFIG")
+    values: dict[str, Any] = {}
+    if path:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as exc:
+            raise ConfigError(f"cannot read the settings file {str(path)!r}: {exc.strerror}") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"the settings file {str(path)!r} is not valid TOML: {exc}") from exc
+    for name, field in _ENVIRONMENT.items():
+        if environ.get(name):
+            values[field] = environ[name]
+    for dotted, value in (overrides or {}).items():
+        if value is None:
+            continue
+        section = values
+        *parents, leaf = dotted.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ConfigError(f"{where}: {first['msg']} (got {first.get('input')!r})") from exc

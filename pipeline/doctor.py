@@ -1,0 +1,134 @@
+"""Checks of this machine and one archive, each with a verdict and what to do. Reads only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Settings
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+PACKAGES = ("torch", "transformers", "lancedb", "pyarrow", "ray", "decord", "av", "boto3", "pydantic", "tokenizers")
+LOW_DISK_BYTES = 5 * 2**30
+
+
+def doctor(folder: Path | None, settings: Settings) -> dict[str, Any]:
+    """``{"checks": [{"name", "status", "detail"}], "ok"}``; ``ok`` is false when a check found a problem."""
+    checks: list[dict[str, str]] = []
+    probes: list[tuple[str, Callable[[], tuple[str, str]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("device", _device),
+        ("flash-attn", _flash_attention),
+        ("decoding", _decoding),
+        ("model", lambda: _model(settings.model)),
+    ]
+    if folder is not None:
+        probes += [
+            ("archive", lambda: _archive(folder, settings)),
+            ("kv files", lambda: _kv_files(folder, settings)),
+            ("disk", lambda: _disk(folder)),
+        ]
+    for name, probe in probes:
+        try:
+            status, detail = probe()
+        except Exception as exc:  # a check that breaks is itself a finding
+            status, detail = PROBLEM, f"{type(exc).__name__}: {exc}"
+        checks.append({"name": name, "status": status, "detail": detail})
+    return {"checks": checks, "ok": all(check["status"] != PROBLEM for check in checks)}
+
+
+def _python() -> tuple[str, str]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    is_supported = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return (OK, version) if is_supported else (WARNING, f"{version}; tested are 3.11 and 3.12")
+
+
+def _packages() -> tuple[str, str]:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return PROBLEM, f"not installed: {', '.join(missing)}; run: pip install -c constraints.txt -e ."
+    return OK, ", ".join(found)
+
+
+def _device() -> tuple[str, str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return WARNING, f"no GPU; the model runs on {os.cpu_count()} CPU cores (the 8B model needs a GPU)"
+    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return OK, ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in names)
+
+
+def _flash_attention() -> tuple[str, str]:
+    if importlib.util.find_spec("flash_attn") is None:
+        return OK, "not installed (optional); attention uses torch's SDPA"
+    return OK, "installed"
+
+
+def _decoding() -> tuple[str, str]:
+    from pipeline.decode_worker import DecodeRequest, DecodeWorker
+    from pipeline.errors import UnreadableMedia
+
+    with DecodeWorker() as worker:
+        request = DecodeRequest(fps=1.0, image_size=32, embed_image_size=32, segment_s=None)
+        try:
+            list(worker.decode(os.devnull, "file:///dev/null", request))
+        except UnreadableMedia:
+            return OK, "the decoding process starts and refuses an empty file"
+    return PROBLEM, "the decoding process accepted an empty file"
+
+
+def _model(name: str) -> tuple[str, str]:
+    from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint, weights_notice
+
+    info = read_checkpoint_info(resolve_checkpoint(name))
+    notice = weights_notice(info)
+    detail = f"{info.name}, weights {info.weights_digest[:12]}"
+    return (OK, detail) if notice is None else (WARNING, f"{detail}; {notice}")
+
+
+def _archive(folder: Path, settings: Settings) -> tuple[str, str]:
+    from pipeline.reader import ArchiveReader
+
+    reader = ArchiveReader(folder, settings)
+    rows = reader.videos()
+    reader.checkpoint  # noqa: B018  raises where the weights differ
+    bad = [row for row in rows if row.error_type is not None]
+    interrupted = [row for row in rows if row.state in ("discovered", "queued", "running")]
+    detail = f"{sum(row.is_visible for row in rows)} videos can be asked"
+    if bad:
+        detail += f"; {len(bad)} failed (vxl videos shows why, vxl retry tries again)"
+    if interrupted:
+        detail += f"; {len(interrupted)} unfinished (the same vxl ingest command continues them)"
+    return (WARNING if bad or interrupted else OK), detail
+
+
+def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
+    from indexers.sweep import find_orphans, missing_kv
+    from pipeline.reader import ArchiveReader
+
+    store = ArchiveReader(folder, settings).store
+    missing, orphans = missing_kv(store), find_orphans(folder, store)
+    if missing:
+        return PROBLEM, f"{len(missing)} segments have lost their KV file, for example {missing[0].kv_path}"
+    if orphans:
+        return WARNING, f"{len(orphans)} files that nothing refers to; the next ingest or vxl compact removes them"
+    return OK, "every referenced file is there, nothing is left over"
+
+
+def _disk(folder: Path) -> tuple[str, str]:
+    usage = shutil.disk_usage(folder if folder.is_dir() else folder.parent)
+    detail = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.0f} GiB"
+    return (WARNING, f"{detail}: little") if usage.free < LOW_DISK_BYTES else (OK, detail)

@@ -1,0 +1,77 @@
+"""One call of ingestion from addresses to report: everything that can be wrong is found before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from indexers.store import LanceStore
+from pipeline.config import Settings
+from pipeline.errors import ConfigError, UsageError
+from pipeline.ingest import Ingestion, Observer, dry_run_report, list_objects, open_sources, parse_key_pattern
+from pipeline.recipe import MANIFEST_NAME, Manifest, make_recipe, read_manifest, write_manifest
+from pipeline.results import IngestReport
+from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint, weights_notice
+
+
+def run_ingest(
+    folder: Path,
+    sources: Sequence[str],
+    settings: Settings,
+    *,
+    key_pattern: str | None,
+    time_zone: str | None,
+    dry_run: bool,
+    wait_s: float,
+    observe: Observer | None,
+) -> IngestReport:
+    """Check sources, pattern, model and archive in this order, then index. See ``Archive.ingest``."""
+    if not sources:
+        raise UsageError("no source given: name an s3://bucket/prefix or a folder")
+    observer = observe or (lambda phase, facts: None)
+    pattern = parse_key_pattern(key_pattern, time_zone)
+    opened = open_sources(sources, settings)
+    found = read_manifest(folder)
+    manifest, notice = _manifest(folder, found, settings)
+    listed = list_objects(opened, pattern, time_zone)
+    observer("listed", {"objects": len(listed)})
+    if dry_run:
+        rows = {} if found is None else {row.video_id: row for row in LanceStore.open(folder).videos()}
+        return dry_run_report(listed, rows)
+    if found is None:
+        _require_new(folder)
+        write_manifest(folder, manifest)
+    report = Ingestion(folder, manifest, settings, observer).run(listed, wait_s)
+    return report if notice is None else report.with_notice(notice)
+
+
+def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple[Manifest, str | None]:
+    """The archive's manifest, or that of a new archive; settings that differ from the archive's are refused."""
+    from videoxl2.model import choose_device
+    from videoxl2.text_tower import TextSpec, dual_encoder_folder
+
+    name = settings.model
+    if found is not None and "model" not in settings.model_fields_set:
+        name = found.model
+    info = read_checkpoint_info(resolve_checkpoint(name))
+    if Path(name).is_dir():
+        name = str(Path(name).absolute())
+    ingest = settings.ingest
+    if found is not None:
+        given = settings.ingest.model_fields_set
+        ingest = found.ingest.model_copy(update={field: getattr(settings.ingest, field) for field in given})
+    embedding_dim = TextSpec.from_config(read_config(dual_encoder_folder(info.folder))).embedding_width
+    dtype = (
+        found.recipe.dtype if found is not None else str(choose_device(settings.device, None)[1]).removeprefix("torch.")
+    )
+    recipe = make_recipe(info, embedding_dim, ingest, dtype)
+    if found is not None:
+        found.recipe.require_equal(recipe, str(folder))
+        return found, weights_notice(info)
+    return Manifest(model=name, recipe=recipe), weights_notice(info)
+
+
+def _require_new(folder: Path) -> None:
+    """A folder that holds other things is never turned into an archive."""
+    if folder.is_dir() and any(entry.name != MANIFEST_NAME for entry in folder.iterdir()):
+        raise ConfigError(f"{str(folder)!r} is not empty and not an archive; name an empty or new folder")

@@ -1,0 +1,52 @@
+"""The ledger: what is to be done for each listed object, decided from its row alone. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from indexers.records import DELETED, EXPIRED, FAILED, INDEXED, QUARANTINED, QUEUED, VideoRow
+from pipeline.tasks import StageFailure
+
+
+class Verdict(StrEnum):
+    """What ingestion does with an object that a source lists."""
+
+    index = "index"
+    """new, interrupted, or failed for a reason that may be gone"""
+    restore = "restore"
+    """an indexed version that a newer one had superseded is the current object again"""
+    skip = "skip"
+    """indexed already, or known to be unreadable in this very version"""
+
+
+_GIVEN_UP = {QUARANTINED, EXPIRED, DELETED}
+_RETRYABLE_ERRORS = {"MediaFetchError", "MediaChanged"}
+
+
+def verdict(row: VideoRow | None) -> Verdict:
+    """What to do for an object whose ledger row is ``row`` (``None``: never seen)."""
+    if row is None:
+        return Verdict.index
+    if row.state == INDEXED:
+        return Verdict.skip if row.superseded_by is None else Verdict.restore
+    if row.state in _GIVEN_UP:
+        return Verdict.skip
+    if row.state == FAILED:
+        return Verdict.index if row.error_type in _RETRYABLE_ERRORS else Verdict.skip
+    return Verdict.index
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a failure means: try again, or the final state of the video."""
+
+    retry: bool
+    state: str
+
+
+def after_failure(failure: StageFailure, attempt: int, max_attempts: int) -> Outcome:
+    """Retryable failures are tried ``max_attempts`` times; a dead or hung decoder or worker then quarantines."""
+    if failure.retryable and attempt < max_attempts:
+        return Outcome(retry=True, state=QUEUED)
+    return Outcome(retry=False, state=QUARANTINED if failure.quarantines else FAILED)

@@ -1,0 +1,426 @@
+"""Where footage lies: list it and fetch it, from an S3 bucket, a local folder or a single file.
+
+The only module that knows boto3. A key may be any text: it is kept as it is in URIs and never becomes part of a local
+path. Credentials come from boto3's own chain (environment, profile, instance role) and are never stored or logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ConfigError, MediaChanged, MediaFetchError, SourceUnavailable, StageError
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".m2t", ".mpg"),
+    *(
+        ".mpeg",
+        ".vob",
+        ".flv",
+        ".f4v",
+        ".ogv",
+        ".wmv",
+        ".asf",
+        ".mxf",
+        ".dv",
+        ".h264",
+        ".264",
+        ".h265",
+        ".hevc",
+        ".265",
+    ),
+)
+_READ_BYTES = 1 << 20
+
+
+class S3Settings(BaseModel):
+    """How S3 is reached. No credentials here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_url: str | None = Field(
+        default=None, description="address of an S3-compatible server; null: AWS_ENDPOINT_URL, else Amazon"
+    )
+    region: str | None = Field(
+        default=None, description="region name; null: as the AWS configuration says, else us-east-1"
+    )
+    profile: str | None = Field(
+        default=None, description="named profile of the AWS configuration; null: the default chain"
+    )
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="seconds to wait for a connection")
+    read_timeout_s: float = Field(default=60.0, gt=0, description="seconds to wait for the next bytes of an answer")
+    attempts: int = Field(default=3, ge=1, description="tries of one request, the first included")
+    check_timeout_s: float = Field(
+        default=3.0, gt=0, description="connection and read limit in seconds of the check before work"
+    )
+
+
+@dataclass(frozen=True)
+class MediaObject:
+    """One version of one video."""
+
+    uri: str
+    """``s3://bucket/key`` or ``file:///path``, raw: nothing in it is percent-encoded."""
+    key: str
+    """Relative to the source, with ``/``."""
+    etag: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class LocalMedia:
+    """A video that can be opened from ``path`` for as long as the context that gave it lasts."""
+
+    path: str
+
+
+class MediaSource(Protocol):
+    """A place that holds footage."""
+
+    uri: str
+    """As :func:`normalise_uri` gives it."""
+
+    def check(self) -> None:
+        """Raise SourceUnavailable, in a few seconds at most, if nothing can be listed here."""
+
+    def list(self) -> Iterator[MediaObject]:
+        """Every video under the source, sorted by key. Raises SourceUnavailable."""
+
+    def fetch(self, media: MediaObject, scratch_dir: str | Path) -> contextlib.AbstractContextManager[LocalMedia]:
+        """The video as a local file while the context lasts. Raises MediaFetchError (retryable) or MediaChanged."""
+
+
+def open_source(
+    source: str, settings: S3Settings | None = None, *, suffixes: tuple[str, ...] = VIDEO_SUFFIXES
+) -> MediaSource:
+    """The source that an address names; nothing is read yet.
+
+    An S3 prefix is a folder: ``s3://b/cam1`` holds ``cam1/x.mp4`` and the object ``cam1`` itself, not ``cam10/x.mp4``.
+    Videos are told from other files by ``suffixes`` (lower case); a file or object named outright is taken as it is.
+
+    Raises:
+        ConfigError: the address is neither ``s3://bucket[/prefix]`` nor a local path.
+    """
+    uri = normalise_uri(source)
+    if uri.startswith("s3://"):
+        bucket, _, prefix = uri[len("s3://") :].partition("/")
+        if not bucket:
+            raise ConfigError(f"{source!r} names no bucket: write s3://bucket or s3://bucket/prefix")
+        return S3Source(uri, bucket, prefix, settings or S3Settings(), suffixes)
+    return LocalSource(uri, suffixes)
+
+
+def normalise_uri(text: str) -> str:
+    """The URI under which a source or a video is stored: ``s3://`` and ``file://`` as they are, a path made absolute.
+
+    Raises:
+        ConfigError: empty, or an address of another kind.
+    """
+    if not text:
+        raise ConfigError("an empty address names no footage")
+    if text.startswith("s3://"):
+        return text
+    if text.startswith("file://"):
+        path = text[len("file://") :]
+        if not path.startswith("/"):
+            raise ConfigError(f"{text!r}: a file address has three slashes, file:///path")
+        return "file://" + path
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.isalnum() and not Path(text).exists():
+        raise ConfigError(f"{text!r}: footage is read from s3://bucket/prefix or from a local folder or file")
+    return "file://" + _storable(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  keeps symlinks
+
+
+def fetch_uri(
+    uri: str, etag: str | None, settings: S3Settings | None, scratch_dir: str | Path
+) -> contextlib.AbstractContextManager[LocalMedia]:
+    """The video at a stored URI as a local file; ``etag`` None takes whatever version is there now.
+
+    Raises:
+        MediaFetchError: it cannot be read (retryable).
+        MediaChanged: it is gone, or another version is there.
+    """
+    if uri.startswith("s3://"):
+        bucket, _, key = uri[len("s3://") :].partition("/")
+        client = _Client(settings or S3Settings())
+        return _fetched_from_s3(client, uri, bucket, key, etag, scratch_dir)
+    return _local_file(uri, etag)
+
+
+class LocalSource:
+    """A folder, searched with its subfolders, or a single file. Folders behind symbolic links are not entered; a linked
+    file counts only if it lies inside the folder."""
+
+    def __init__(self, uri: str, suffixes: tuple[str, ...]) -> None:
+        self.uri = uri
+        self._root = Path(uri[len("file://") :])
+        self._suffixes = suffixes
+
+    def check(self) -> None:
+        try:
+            if self._root.is_dir():
+                next(os.scandir(self._root), None)
+            else:
+                with self._root.open("rb"):
+                    pass
+        except FileNotFoundError:
+            raise SourceUnavailable(self.uri, "no such folder or file") from None
+        except OSError as exc:
+            raise SourceUnavailable(self.uri, exc.strerror or str(exc)) from exc
+
+    def list(self) -> Iterator[MediaObject]:
+        self.check()
+        if not self._root.is_dir():
+            yield self._object(self._root, self._root.name)
+            return
+        found = sorted(self._files(self._root, ""), key=lambda item: item[0])
+        for key, path in found:
+            with contextlib.suppress(FileNotFoundError):
+                yield self._object(path, key)
+
+    def _files(self, folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    key, path = prefix + entry.name, Path(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._files(path, key + "/")
+                    elif _is_video(entry.name, self._suffixes) and self._is_inside(entry):
+                        yield _storable(key), path
+        except OSError as exc:
+            raise SourceUnavailable(self.uri, f"cannot read {str(folder)!r}: {exc.strerror or exc}") from exc
+
+    def _is_inside(self, entry: os.DirEntry[str]) -> bool:
+        if not entry.is_symlink():
+            return entry.is_file(follow_symlinks=False)
+        target = Path(entry.path).resolve()
+        return target.is_file() and target.is_relative_to(self._root.resolve())
+
+    def _object(self, path: Path, key: str) -> MediaObject:
+        status = path.stat()
+        return MediaObject(
+            uri="file://" + _storable(str(path)),
+            key=_storable(key),
+            etag=_local_etag(status),
+            size=status.st_size,
+            modified=datetime.fromtimestamp(status.st_mtime, UTC),
+        )
+
+    def fetch(self, media: MediaObject, scratch_dir: str | Path) -> contextlib.AbstractContextManager[LocalMedia]:
+        return _local_file(media.uri, media.etag)
+
+
+class S3Source:
+    """A bucket, or a folder or single object in it, through any server that speaks S3."""
+
+    def __init__(self, uri: str, bucket: str, prefix: str, settings: S3Settings, suffixes: tuple[str, ...]) -> None:
+        self.uri = uri
+        self._bucket = bucket
+        self._folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        self._object_key = "" if prefix.endswith("/") else prefix
+        self._settings = settings
+        self._suffixes = suffixes
+        self._client = _Client(settings)
+
+    def check(self) -> None:
+        limit_s = self._settings.check_timeout_s
+        hasty = self._settings.model_copy(
+            update={"connect_timeout_s": limit_s, "read_timeout_s": limit_s, "attempts": 1}
+        )
+        with _listing_errors(self.uri, self._bucket):
+            _Client(hasty).get().list_objects_v2(Bucket=self._bucket, Prefix=self._folder, MaxKeys=1)
+
+    def list(self) -> Iterator[MediaObject]:
+        if self._object_key:
+            yield from self._single_object()
+        with _listing_errors(self.uri, self._bucket):
+            pages = self._client.get().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._folder):
+                for entry in page.get("Contents", ()):
+                    if _is_video(entry["Key"], self._suffixes):
+                        yield self._object(entry["Key"], entry["Key"][len(self._folder) :], entry)
+
+    def _single_object(self) -> Iterator[MediaObject]:
+        """The object whose whole key is the prefix, if there is one."""
+        with _listing_errors(self.uri, self._bucket):
+            answer = self._client.get().list_objects_v2(Bucket=self._bucket, Prefix=self._object_key, MaxKeys=1)
+        for entry in answer.get("Contents", ()):
+            if entry["Key"] == self._object_key:
+                yield self._object(entry["Key"], entry["Key"].rpartition("/")[2], entry)
+
+    def _object(self, key: str, relative_key: str, entry: dict[str, Any]) -> MediaObject:
+        return MediaObject(
+            uri=f"s3://{self._bucket}/{key}",
+            key=relative_key,
+            etag=entry["ETag"].strip('"'),
+            size=entry["Size"],
+            modified=entry["LastModified"].astimezone(UTC),
+        )
+
+    def fetch(self, media: MediaObject, scratch_dir: str | Path) -> contextlib.AbstractContextManager[LocalMedia]:
+        bucket, _, key = media.uri[len("s3://") :].partition("/")
+        return _fetched_from_s3(self._client, media.uri, bucket, key, media.etag, scratch_dir)
+
+
+class _Client:
+    """Makes the boto3 client when it is first needed, so that a source can be sent to another process."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+        self._made: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_settings": self._settings, "_made": None}
+
+    def get(self) -> Any:
+        if self._made is None:
+            import boto3
+            from botocore.config import Config
+
+            settings = self._settings
+            session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
+            self._made = session.client(
+                "s3",
+                endpoint_url=settings.endpoint_url,
+                region_name=session.region_name or "us-east-1",
+                config=Config(
+                    connect_timeout=settings.connect_timeout_s,
+                    read_timeout=settings.read_timeout_s,
+                    retries={"total_max_attempts": settings.attempts, "mode": "standard"},
+                ),
+            )
+        return self._made
+
+
+@contextlib.contextmanager
+def _listing_errors(source: str, bucket: str) -> Iterator[None]:
+    """Turn what boto3 raises while listing into SourceUnavailable with a one-line cause."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as exc:
+        code = str(exc.response.get("Error", {}).get("Code", "unknown"))
+        causes = {
+            "NoSuchBucket": f"there is no bucket {bucket!r}",
+            "AccessDenied": f"these credentials may not list bucket {bucket!r} (AccessDenied)",
+            "AllAccessDisabled": f"access to bucket {bucket!r} is switched off",
+            "InvalidAccessKeyId": "the server does not know this access key",
+            "SignatureDoesNotMatch": "the secret key does not fit the access key",
+            "ExpiredToken": "the credentials have expired",
+            "PermanentRedirect": f"bucket {bucket!r} lies in another region: set the region",
+            "AuthorizationHeaderMalformed": f"bucket {bucket!r} lies in another region: set the region",
+        }
+        raise SourceUnavailable(source, causes.get(code, f"the server answered {code}")) from exc
+    except BotoCoreError as exc:
+        raise SourceUnavailable(source, _botocore_cause(exc)) from exc
+    except ValueError as exc:
+        raise SourceUnavailable(source, f"the S3 address cannot be used: {_first_line(exc)}") from exc
+
+
+def _botocore_cause(exc: Exception) -> str:
+    from botocore import exceptions
+
+    if isinstance(exc, exceptions.NoCredentialsError):
+        return "no credentials found (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
+    if isinstance(exc, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
+        return f"the S3 server does not answer: {_first_line(exc)}"
+    if isinstance(exc, exceptions.ParamValidationError):
+        return "this is not a valid bucket name or key"
+    return _first_line(exc)
+
+
+@contextlib.contextmanager
+def _fetched_from_s3(
+    client: _Client, uri: str, bucket: str, key: str, etag: str | None, scratch_dir: str | Path
+) -> Iterator[LocalMedia]:
+    name = hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    path = Path(scratch_dir) / f"media-{name}-{secrets.token_hex(4)}"
+    try:
+        _download(client, uri, bucket, key, etag, path)
+        yield LocalMedia(str(path))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _download(client: _Client, uri: str, bucket: str, key: str, etag: str | None, path: Path) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+    try:
+        answer = client.get().get_object(Bucket=bucket, Key=key, **condition)
+        with contextlib.closing(answer["Body"]) as body, _open_scratch(path) as file:
+            num_bytes = 0
+            for part in body.iter_chunks(_READ_BYTES):
+                _write_scratch(file, part)
+                num_bytes += len(part)
+        if num_bytes != answer["ContentLength"]:
+            raise MediaFetchError(uri, f"{num_bytes} bytes arrived instead of {answer['ContentLength']}")
+    except ClientError as exc:
+        code = str(exc.response.get("Error", {}).get("Code", "unknown"))
+        if code in ("PreconditionFailed", "412"):
+            raise MediaChanged(uri, "the object was replaced after it was listed") from exc
+        if code in ("NoSuchKey", "404"):
+            raise MediaChanged(uri, "the object is not there any more") from exc
+        raise MediaFetchError(uri, f"the server answered {code}") from exc
+    except (BotoCoreError, OSError, ValueError) as exc:
+        raise MediaFetchError(uri, f"the download failed: {_first_line(exc)}") from exc
+
+
+def _open_scratch(path: Path) -> Any:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+    except OSError as exc:
+        raise StageError("fetch", f"the scratch folder cannot be written: {exc.strerror or exc}") from exc
+
+
+def _write_scratch(file: Any, part: bytes) -> None:
+    try:
+        file.write(part)
+    except OSError as exc:
+        raise StageError("fetch", f"the scratch folder cannot be written: {exc.strerror or exc}") from exc
+
+
+@contextlib.contextmanager
+def _local_file(uri: str, etag: str | None) -> Iterator[LocalMedia]:
+    path = Path(uri[len("file://") :] if uri.startswith("file://") else uri)
+    try:
+        status = path.stat()
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise MediaChanged(uri, "the file is not there any more") from None
+    except OSError as exc:
+        raise MediaFetchError(uri, f"the file cannot be read: {exc.strerror or exc}") from exc
+    if etag is not None and _local_etag(status) != etag:
+        raise MediaChanged(uri, "the file was changed after it was listed")
+    yield LocalMedia(str(path))
+
+
+def _local_etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _is_video(name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.lower().endswith(suffixes)
+
+
+def _storable(text: str) -> str:
+    """File names are bytes: what is not UTF-8 is shown as ``\\xNN``, since tables and JSON hold only text."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _first_line(exc: Exception) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0] if lines else type(exc).__name__

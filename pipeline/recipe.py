@@ -1,0 +1,137 @@
+"""The recipe an archive was made with, its fingerprint, and the refusal of anything made differently.
+
+Everything that changes the stored bytes is a field here: weights, architecture, preprocessing, sampling, prefill
+settings, KV layout and number type. The recipe lies in ``archive.json``; its digest, the fingerprint, is in every row
+and KV file. A difference is a ``ModelMismatch`` that names the field, never a silent reuse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from indexers.records import SCHEMA_VERSION
+from pipeline.config import IngestSettings
+from pipeline.errors import ConfigError, ModelMismatch
+from videoxl2.checkpoint import CheckpointInfo
+from videoxl2.config import LevelSettings, PrefillSettings
+
+MANIFEST_NAME = "archive.json"
+KV_LAYOUT_VERSION = 1
+PREPROCESSING = "pil-bicubic-square/v1"
+
+
+class Recipe(BaseModel):
+    """All that decides the bytes an archive holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    kv_layout_version: int
+    weights_digest: str
+    architecture: dict[str, Any]
+    embedding_dim: int
+    preprocessing: str
+    fps: float
+    segment_s: float | None
+    prefill: PrefillSettings
+    chunk_groups: int
+    compression: int
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of every field, 32 hexadecimal characters."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+    def require_equal(self, found: Recipe, archive: str) -> None:
+        """Raise ``ModelMismatch`` naming the first field in which ``found`` differs from this, the archive's recipe."""
+        ours, theirs = self.model_dump(mode="json"), found.model_dump(mode="json")
+        for name, value in ours.items():
+            if value != theirs[name]:
+                shown = ("", "") if isinstance(value, dict) and name == "architecture" else (value, theirs[name])
+                detail = f": the archive has {shown[0]!r}, this run {shown[1]!r}" if shown != ("", "") else ""
+                raise ModelMismatch(
+                    f"archive {archive!r} was made with another {name}{detail}; "
+                    "use the archive's own settings or a new archive"
+                )
+
+
+class Manifest(BaseModel):
+    """``archive.json``: the recipe and the address of the model that made the archive."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "vxl-archive"
+    model: str
+    recipe: Recipe
+
+    @property
+    def ingest(self) -> IngestSettings:
+        """The ingest settings that the recipe stands for."""
+        return IngestSettings(
+            fps=self.recipe.fps,
+            segment_s=self.recipe.segment_s,
+            prefill=self.recipe.prefill,
+            levels=LevelSettings(chunk_groups=self.recipe.chunk_groups, compression=self.recipe.compression),
+        )
+
+
+def make_recipe(info: CheckpointInfo, embedding_dim: int, settings: IngestSettings, dtype: str) -> Recipe:
+    """The recipe of an archive made by this checkpoint with these settings."""
+    return Recipe(
+        schema_version=SCHEMA_VERSION,
+        kv_layout_version=KV_LAYOUT_VERSION,
+        weights_digest=info.weights_digest,
+        architecture=json.loads(json.dumps(info.spec.to_dict())),
+        embedding_dim=embedding_dim,
+        preprocessing=PREPROCESSING,
+        fps=settings.fps,
+        segment_s=settings.segment_s,
+        prefill=settings.prefill,
+        chunk_groups=settings.levels.chunk_groups,
+        compression=settings.levels.compression,
+        dtype=dtype,
+    )
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The archive's manifest; ``None`` where there is no archive. Raises ``ModelMismatch`` for another schema."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ConfigError(f"cannot read archive {str(folder)!r}: {exc.strerror}") from exc
+    try:
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("format") != "vxl-archive":
+            raise ConfigError(f"{str(path)!r} is not the manifest of a video archive")
+        version = document.get("recipe", {}).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ModelMismatch(
+                f"archive {str(folder)!r} has schema version {version}, this program writes {SCHEMA_VERSION}; "
+                "use the program version that made it, or index again into a new archive"
+            )
+        return Manifest.model_validate(document)
+    except (json.JSONDecodeError, ValidationError) as exc:
+        raise ConfigError(f"the manifest {str(path)!r} is damaged: {str(exc).splitlines()[0]}") from exc
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``archive.json`` atomically: a reader sees the whole file or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MANIFEST_NAME
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,289 @@
+"""One segment: decoded frames in, prefilled KV and table rows out. The units and times of the archive are made here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexers.config import StoreSettings
+from indexers.kv_file import DenseKVHeader, WrittenKV, write_dense_kv
+from indexers.records import (
+    CHUNKS_SCHEMA,
+    SPARSE_SCHEMA,
+    SegmentRows,
+    embeddings_schema,
+    kv_path,
+    make_chunk_id,
+    make_group_id,
+    make_segment_id,
+    to_table,
+)
+from indexers.sparse import sparse_rows
+from pipeline.decode_worker import FrameBatch
+from pipeline.recipe import Recipe
+from pipeline.tasks import VideoTask
+from videoxl2.preprocess import frames_to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from videoxl2.dual_encoder import ImageEncoder
+    from videoxl2.kv import ChunkKV
+    from videoxl2.model import VideoXL2
+
+
+class SegmentEncoder:
+    """Visual tokens of a segment, batch by batch, and its prefill. Recomputing at query time uses this alone.
+
+    Batches hold whole frame groups except the last, so encoding batch by batch equals encoding all at once.
+    """
+
+    def __init__(self, model: VideoXL2, recipe: Recipe) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._visual: list[Tensor] = []
+        self.times_s: list[float] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames taken so far."""
+        return len(self.times_s)
+
+    @property
+    def group_times_s(self) -> list[float]:
+        """Media time of each frame group: that of its first frame."""
+        return self.times_s[:: self._model.spec.frames_per_group]
+
+    def add_visual(self, batch: FrameBatch) -> None:
+        """Encode one batch of frames."""
+        pixels_F3SS = frames_to_pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
+        self._visual.append(self._model.encode_frames(pixels_F3SS))
+        self.times_s.extend(batch.times_s)
+
+    def prefill(self) -> tuple[ChunkKV, ...]:
+        """Dense KV of the segment's chunks; timestamps carry the time in the video."""
+        import torch
+
+        result = self._model.prefill(
+            torch.cat(self._visual), self.group_times_s, self._recipe.prefill, self._recipe.chunk_groups
+        )
+        return tuple(result.chunks)
+
+
+class SegmentBuilder:
+    """Everything of a segment that is stored: KV, one vector per frame group, motion, thumbnails."""
+
+    def __init__(
+        self,
+        *,
+        model: VideoXL2,
+        image_encoder: ImageEncoder,
+        recipe: Recipe,
+        task: VideoTask,
+        facts: dict[str, Any],
+        segment_index: int,
+    ) -> None:
+        self._encoder = SegmentEncoder(model, recipe)
+        self._model = model
+        self._image_encoder = image_encoder
+        self._recipe = recipe
+        self._facts = facts
+        self.task = task
+        self.segment_index = segment_index
+        self._vectors: list[np.ndarray] = []
+        self._motion: list[float] = []
+        self._thumbnails: list[bytes | None] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames taken so far."""
+        return self._encoder.num_frames
+
+    @property
+    def end_s(self) -> float:
+        """End of the segment in media seconds: its boundary, or the end of the video."""
+        after_last = self._encoder.times_s[-1] + 1e-3
+        duration_s = max(float(self._facts["duration_s"]), after_last)
+        if self._recipe.segment_s is None:
+            return duration_s
+        return max(min((self.segment_index + 1) * self._recipe.segment_s, duration_s), after_last)
+
+    def add(self, batch: FrameBatch) -> None:
+        """Encode one batch of frames with the vision part and with the image encoder."""
+        self._encoder.add_visual(batch)
+        frames = batch.pixels_u8_FHWC if batch.embed_u8_FHWC is None else batch.embed_u8_FHWC
+        pixels_F3SS = frames_to_pixels(frames, self._image_encoder.image_size)
+        self._vectors.append(self._image_encoder.embed(pixels_F3SS).float().cpu().numpy())
+        self._motion.extend(batch.motion)
+        self._thumbnails.extend(batch.thumbnails)
+
+    def finish(self) -> Segment:
+        """Prefill the segment and reduce frames to frame groups."""
+        size = self._model.spec.frames_per_group
+        vectors_FE = np.concatenate(self._vectors)
+        starts = range(0, self.num_frames, size)
+        return Segment(
+            recipe=self._recipe,
+            task=self.task,
+            origin=self._facts.get("start_time"),
+            segment_index=self.segment_index,
+            num_frames=self.num_frames,
+            end_s=self.end_s,
+            chunks=self._encoder.prefill(),
+            group_times_s=tuple(self._encoder.group_times_s),
+            vectors_GE=np.stack([_unit(vectors_FE[i : i + size].mean(axis=0)) for i in starts]).astype(np.float32),
+            motion_G=np.array([np.mean(self._motion[i : i + size]) for i in starts]),
+            thumbnails=tuple(self._thumbnails),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """A prefilled segment: KV per chunk, and per frame group its time, unit vector, motion and thumbnail.
+
+    ``origin`` is the wall-clock time (UTC) of media time 0, where known.
+    """
+
+    recipe: Recipe
+    task: VideoTask
+    origin: datetime | None
+    segment_index: int
+    num_frames: int
+    end_s: float
+    chunks: tuple[ChunkKV, ...]
+    group_times_s: tuple[float, ...]
+    vectors_GE: np.ndarray
+    motion_G: np.ndarray
+    thumbnails: tuple[bytes | None, ...]
+
+    @property
+    def segment_id(self) -> str:
+        """Key of the segment's row."""
+        return make_segment_id(self.task.video_id, self.segment_index)
+
+    def write_kv(self, archive: Path) -> SegmentRows:
+        """Write the dense KV file to its place, durably, and return the rows that refer to it."""
+        from videoxl2.kv import kv_to_numpy
+
+        relative = kv_path(self.task.video_id, self.segment_index)
+        layers, _, kv_heads, _, head_dim = self.chunks[0].kv_LSKMDh.shape
+        header = DenseKVHeader(
+            video_id=self.task.video_id,
+            segment_index=self.segment_index,
+            fingerprint=self.recipe.fingerprint,
+            dtype=self.recipe.dtype,
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            chunk_groups=tuple(chunk.groups for chunk in self.chunks),
+        )
+        path = archive / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_dense_kv(path, header, [kv_to_numpy(chunk.kv_LSKMDh) for chunk in self.chunks])
+        sparse = [row for number, chunk in enumerate(self.chunks) for row in self._sparse_rows(number, chunk)]
+        return SegmentRows(
+            segment=self._segment_row(relative, written, sparse),
+            chunks=to_table([self._chunk_row(number, written) for number in range(len(self.chunks))], CHUNKS_SCHEMA),
+            embeddings=to_table(
+                [self._embedding_row(group) for group in range(len(self.group_times_s))],
+                embeddings_schema(self.vectors_GE.shape[1]),
+            ),
+            sparse=to_table(sparse, SPARSE_SCHEMA),
+        )
+
+    def _segment_row(self, path: str, written: WrittenKV, sparse: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "segment_id": self.segment_id,
+            "video_id": self.task.video_id,
+            "segment_index": self.segment_index,
+            "start_s": self.group_times_s[0],
+            "end_s": self.end_s,
+            "num_chunks": len(self.chunks),
+            "num_groups": len(self.group_times_s),
+            "num_frames": self.num_frames,
+            "num_tokens": sum(chunk.num_tokens for chunk in self.chunks),
+            "state": "indexed",
+            "kv_path": path,
+            "kv_bytes": written.num_bytes,
+            "sparse_bytes": sum(len(row["kv"]) for row in sparse),
+            "kv_digest": written.digest,
+            "tier": "dense",
+            "codec": "exact",
+            "dtype": self.recipe.dtype,
+            "fingerprint": self.recipe.fingerprint,
+        }
+
+    def _chunk_row(self, number: int, written: WrittenKV) -> dict[str, Any]:
+        first = number * self.recipe.chunk_groups
+        last = first + self.chunks[number].num_groups
+        appearance_E = _unit(self.vectors_GE[first:last].mean(axis=0))
+        usual_E = _unit(self.vectors_GE.mean(axis=0))
+        return {
+            "chunk_id": make_chunk_id(self.segment_id, number),
+            "video_id": self.task.video_id,
+            "segment_id": self.segment_id,
+            "segment_index": self.segment_index,
+            "chunk_index": number,
+            "camera": self.task.camera,
+            "uri": self.task.uri,
+            **self._times(first, last),
+            "num_groups": last - first,
+            "num_tokens": self.chunks[number].num_tokens,
+            "group_time_tokens": [time_tokens for time_tokens, _ in self.chunks[number].groups],
+            "motion": float(self.motion_G[first:last].mean()),
+            "novelty": float(max(0.0, 1.0 - appearance_E @ usual_E)),
+            "thumbnail": self.thumbnails[(first + last - 1) // 2],
+            "kv_offset": written[number].offset,
+            "kv_length": written[number].length,
+        }
+
+    def _embedding_row(self, group: int) -> dict[str, Any]:
+        return {
+            "group_id": make_group_id(self.segment_id, group),
+            "video_id": self.task.video_id,
+            "segment_id": self.segment_id,
+            "chunk_id": make_chunk_id(self.segment_id, group // self.recipe.chunk_groups),
+            "group_index": group,
+            "camera": self.task.camera,
+            **self._times(group, group + 1),
+            "vector": self.vectors_GE[group],
+            "motion": float(self.motion_G[group]),
+        }
+
+    def _sparse_rows(self, number: int, chunk: ChunkKV) -> list[dict[str, Any]]:
+        from videoxl2.kv import kv_to_numpy, sparsify
+
+        pooled = sparsify(chunk, self.recipe.compression)
+        return sparse_rows(
+            kv_to_numpy(pooled.kv_LSKMDh),
+            chunk_id=make_chunk_id(self.segment_id, number),
+            segment_id=self.segment_id,
+            video_id=self.task.video_id,
+            dtype=self.recipe.dtype,
+            shape=tuple(pooled.kv_LSKMDh.shape),
+            group_tokens=[time_tokens + visual_tokens for time_tokens, visual_tokens in pooled.groups],
+            compression=self.recipe.compression,
+            max_bytes=StoreSettings().sparse_row_bytes,
+        )
+
+    def _times(self, first_group: int, last_group: int) -> dict[str, Any]:
+        """Half-open interval of groups ``[first, last)`` in media seconds and, where known, wall-clock time."""
+        start_s = self.group_times_s[first_group]
+        is_last = last_group >= len(self.group_times_s)
+        end_s = self.end_s if is_last else self.group_times_s[last_group]
+        return {
+            "start_s": start_s,
+            "end_s": end_s,
+            "start_time": None if self.origin is None else self.origin + timedelta(seconds=start_s),
+            "end_time": None if self.origin is None else self.origin + timedelta(seconds=end_s),
+        }
+
+
+def _unit(vector_E: np.ndarray) -> np.ndarray:
+    norm = float(np.linalg.norm(vector_E))
+    return vector_E / norm if norm > 0 else vector_E

@@ -1,0 +1,188 @@
+"""The stages of indexing one video, run by one worker: fetch, decode, encode and prefill, stage.
+
+A worker owns a model and a decoding process. For every segment it writes the dense KV file to its final place, then
+stages the segment's rows; both are durable before the event that announces them. It never touches the tables: one
+committer does (``ingest``). Frames and KV stay inside the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indexers.staging import write_staged
+from indexers.sweep import STAGING_FOLDER
+from pipeline.config import Settings
+from pipeline.decode_worker import DecodeRequest, DecodeWorker, Finished, FrameBatch, Probed
+from pipeline.errors import ArchiveError, MediaError, StageError
+from pipeline.media import fetch_uri
+from pipeline.recipe import Manifest, Recipe
+from pipeline.segment import SegmentBuilder
+from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
+
+if TYPE_CHECKING:
+    from videoxl2.dual_encoder import ImageEncoder
+    from videoxl2.model import VideoXL2
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 0.5
+
+
+class VideoIndexer:
+    """One worker. The constructor stores plain values; ``setup`` loads the model where the work is done."""
+
+    def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
+        self._archive = archive
+        self._manifest = manifest
+        self._settings = settings
+        self._model: VideoXL2 | None = None
+        self._image_encoder: ImageEncoder | None = None
+        self._decoder: DecodeWorker | None = None
+
+    def setup(self) -> None:
+        """Start the decoding process and load the model. Raises ``ModelError`` or ``ModelMismatch``."""
+        import torch
+
+        from videoxl2.dual_encoder import ImageEncoder
+        from videoxl2.model import VideoXL2
+
+        if self._settings.runner.torch_threads:
+            torch.set_num_threads(self._settings.runner.torch_threads)
+        self._decoder = DecodeWorker(self._settings.decode)
+        recipe, name = self._manifest.recipe, self._manifest.model
+        dtype = getattr(torch, recipe.dtype)
+        self._model = VideoXL2.from_pretrained(name, device=self._settings.device, dtype=dtype)
+        if self._model.info.weights_digest != recipe.weights_digest:
+            raise StageError("setup", f"model {name!r} has other weights here than where the run was started")
+        self._image_encoder = ImageEncoder.from_pretrained(name, device=self._settings.device, dtype=dtype)
+
+    def teardown(self) -> None:
+        """End the decoding process; safe after a half-done ``setup``."""
+        if self._decoder is not None:
+            self._decoder.close()
+        self._decoder = self._model = self._image_encoder = None
+
+    def index(self, task: VideoTask) -> Iterator[WorkerEvent]:
+        """Events of one attempt, ending with ``VideoDone`` or ``StageFailure``.
+
+        Only a failure to write (disk full, storage gone) raises: it is no fault of the video and ends the run.
+        """
+        facts: dict[str, Any] = {}
+        stage = _Stage("fetch")
+        try:
+            yield from self._index(task, facts, stage)
+        except StageError:
+            raise
+        except OSError as exc:
+            if stage.name == "write":
+                raise StageError("write", f"cannot write to the archive: {exc}") from exc
+            yield StageFailure.from_error(task, stage.name, exc, facts)
+        except Exception as exc:  # a video that breaks the model's code must not stop the others
+            if not isinstance(exc, ArchiveError):
+                logger.exception("stage %s failed on %r", stage.name, task.uri)
+            yield StageFailure.from_error(task, stage.name, exc, facts)
+
+    def _index(self, task: VideoTask, facts: dict[str, Any], stage: _Stage) -> Iterator[WorkerEvent]:
+        assert self._model is not None and self._image_encoder is not None and self._decoder is not None
+        recipe = self._manifest.recipe
+        # A resumed video is decoded from its start, so that what is found out about it does not depend on the crash.
+        request = decode_request(recipe, self._model, embed_image_size=self._image_encoder.image_size)
+        builder: SegmentBuilder | None = None
+        num_segments = task.first_segment
+        last_progress = 0.0
+        with (
+            tempfile.TemporaryDirectory(prefix="vxl-fetch-") as scratch,
+            fetch_uri(task.uri, task.etag, self._settings.s3, Path(scratch)) as media,
+        ):
+            stage.name = "decode"
+            for event in self._decoder.decode(str(media.path), task.uri, request):
+                match event:
+                    case Probed():
+                        facts.update(_probed_facts(task, event.summary))
+                        yield VideoProgress(video_id=task.video_id, decoded_s=0.0, duration_s=facts["duration_s"])
+                    case FrameBatch() if event.segment_index < task.first_segment:
+                        continue
+                    case FrameBatch():
+                        stage.name = "prefill"
+                        if builder is None:
+                            builder = SegmentBuilder(
+                                model=self._model,
+                                image_encoder=self._image_encoder,
+                                recipe=recipe,
+                                task=task,
+                                facts=facts,
+                                segment_index=event.segment_index,
+                            )
+                        builder.add(event)
+                        if event.is_segment_end:
+                            yield self._stage_segment(builder, stage)
+                            num_segments, builder = builder.segment_index + 1, None
+                        elif time.monotonic() - last_progress > _PROGRESS_EVERY_S:
+                            last_progress = time.monotonic()
+                            yield VideoProgress(
+                                video_id=task.video_id, decoded_s=event.times_s[-1], duration_s=facts["duration_s"]
+                            )
+                        stage.name = "decode"
+                    case Finished():
+                        facts.update(
+                            backend=event.backend,
+                            decode_verdict=event.verdict,
+                            bad_packets=event.bad_packets,
+                            damage=event.damage,
+                        )
+        if num_segments == 0:
+            raise MediaError(task.uri, "decoding gave no frame")
+        yield VideoDone(video_id=task.video_id, num_segments=num_segments, facts=facts)
+
+    def _stage_segment(self, builder: SegmentBuilder, stage: _Stage) -> SegmentStaged:
+        segment = builder.finish()
+        stage.name = "write"
+        rows = segment.write_kv(self._archive)
+        path = write_staged(self._archive / STAGING_FOLDER, rows)
+        return SegmentStaged(
+            video_id=builder.task.video_id,
+            segment_index=builder.segment_index,
+            staged_path=str(path),
+            num_chunks=rows.chunks.num_rows,
+            num_frames=builder.num_frames,
+            until_s=builder.end_s,
+        )
+
+
+class _Stage:
+    """The name of the stage that is running, for the failure record."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def decode_request(
+    recipe: Recipe, model: VideoXL2, *, first_segment: int = 0, embed_image_size: int | None = None
+) -> DecodeRequest:
+    """What the decoding process is asked for under a recipe."""
+    image_size = model.spec.vision.image_size
+    return DecodeRequest(
+        fps=recipe.fps,
+        image_size=image_size,
+        embed_image_size=image_size if embed_image_size is None else embed_image_size,
+        segment_s=recipe.segment_s,
+        first_segment=first_segment,
+        frames_per_group=model.spec.frames_per_group,
+    )
+
+
+def _probed_facts(task: VideoTask, summary: dict[str, Any]) -> dict[str, Any]:
+    """Columns of the ``videos`` row from the probe; the start is the key's, else the container's, else unknown."""
+    facts = {name: summary[name] for name in ("container", "codec", "width", "height", "rotation", "duration_s", "fps")}
+    created = summary["creation_time"]
+    if task.start_time is not None:
+        return {**facts, "start_time": task.start_time, "start_time_source": "key"}
+    if created is not None:
+        return {**facts, "start_time": datetime.fromisoformat(created), "start_time_source": "container"}
+    return {**facts, "start_time": None, "start_time_source": "unknown"}

@@ -1,0 +1,47 @@
+"""What every test gets: an environment without the developer's own settings or credentials."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_KEPT = {"VXL_TEST_FOOTAGE"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No VXL_* or AWS_* variable of the machine reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("VXL_", "AWS_")) and name not in _KEPT:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture(scope="session")
+def footage_folder() -> Path:
+    """The folder of real clips, or a skip where it is absent."""
+    named = os.environ.get("VXL_TEST_FOOTAGE")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "videos"
+    if not (folder / "manifest.jsonl").is_file():
+        pytest.skip("real footage is not on this machine; name its folder in VXL_TEST_FOOTAGE")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server on loopback that lives as long as the test session."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -1,0 +1,122 @@
+"""Block-wise prefill equals one masked pass, whatever the sizes; KV is free of position."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.parity.tolerances import CHUNKED
+from videoxl2.config import LanguageSpec, PrefillSettings
+from videoxl2.language import QwenDecoder
+from videoxl2.layout import TokenLayout, plan_chunks
+from videoxl2.prefill import PrefillResult, prefill_layout, prefill_masked, visibility_mask
+from videoxl2.training.make_random_checkpoint import initialise
+
+SPEC = LanguageSpec(
+    vocab_size=40, width=24, mlp_width=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=4096
+)
+
+
+@functools.cache
+def decoder() -> QwenDecoder:
+    decoder = QwenDecoder(SPEC).requires_grad_(False)
+    initialise(decoder, 3)
+    return decoder
+
+
+def layout_of(time_lengths: list[int], tokens_per_group: int, prefix: int) -> TokenLayout:
+    time_ids = [[(7 * group + step) % 40 for step in range(length)] for group, length in enumerate(time_lengths)]
+    return TokenLayout.build(range(prefix), time_ids, tokens_per_group)
+
+
+def joined(result: PrefillResult) -> torch.Tensor:
+    return torch.cat([result.prefix_kv, *(chunk.kv_LSKMDh for chunk in result.chunks)], dim=3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    time_lengths=st.lists(st.integers(1, 4), min_size=1, max_size=14),
+    tokens_per_group=st.integers(1, 5),
+    prefix=st.integers(1, 5),
+    block_groups=st.integers(1, 5),
+    previous_blocks=st.integers(1, 4),
+    chunk_groups=st.integers(1, 6),
+    mode=st.sampled_from(["chunked", "chunked", "plain"]),
+    seed=st.integers(0, 5),
+)
+def test_blocks_equal_one_masked_pass(
+    time_lengths: list[int],
+    tokens_per_group: int,
+    prefix: int,
+    block_groups: int,
+    previous_blocks: int,
+    chunk_groups: int,
+    mode: str,
+    seed: int,
+) -> None:
+    layout = layout_of(time_lengths, tokens_per_group, prefix)
+    visual = torch.randn(len(time_lengths), tokens_per_group, 24, generator=torch.Generator().manual_seed(seed))
+    times = [4.0 * group for group in range(len(time_lengths))]
+    knobs = PrefillSettings.model_validate(
+        {"block_groups": block_groups, "previous_blocks": previous_blocks, "mode": mode}
+    )
+    streamed = prefill_layout(decoder(), layout, visual, times, knobs, chunk_groups)
+    masked = prefill_masked(decoder(), layout, visual, times, knobs, chunk_groups).result
+    assert [chunk.groups for chunk in streamed.chunks] == [chunk.groups for chunk in masked.chunks]
+    assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    num_groups=st.integers(1, 12), block_groups=st.integers(1, 4), previous_blocks=st.integers(1, 4), num_suffix=st.integers(0, 3)
+)
+def test_mask_follows_the_five_rules(num_groups: int, block_groups: int, previous_blocks: int, num_suffix: int) -> None:
+    """The rules of section 4.1, read one pair at a time."""
+    layout = layout_of([2] * num_groups, 3, 2)
+    knobs = PrefillSettings(block_groups=block_groups, previous_blocks=previous_blocks)
+    block: dict[int, int] = {}
+    is_time: set[int] = set()
+    for group, span in enumerate(layout.spans):
+        block.update(dict.fromkeys(range(span.start, span.end), group // block_groups))
+        is_time.update(range(span.start, span.time_end))
+
+    def allowed(i: int, j: int) -> bool:
+        if j > i:
+            return False
+        if j < layout.visual_start or i >= layout.length or i < layout.visual_start or j in is_time or i in is_time:
+            return True
+        return 0 <= block[i] - block[j] <= previous_blocks
+
+    size = layout.length + num_suffix
+    expected = torch.tensor([[allowed(i, j) for j in range(size)] for i in range(size)])
+    assert torch.equal(visibility_mask(layout, num_suffix, knobs), expected)
+
+
+@given(num_groups=st.integers(0, 60), chunk_groups=st.integers(1, 20))
+def test_chunks_tile_the_groups_once_in_order(num_groups: int, chunk_groups: int) -> None:
+    chunks = plan_chunks(num_groups, chunk_groups)
+    assert [group for first, end in chunks for group in range(first, end)] == list(range(num_groups))
+    assert all(end - first == chunk_groups for first, end in chunks[:-1])
+
+
+@pytest.mark.parametrize("groups", [8, 64])
+def test_visual_tokens_forget_what_lies_before_their_window(groups: int) -> None:
+    """A far visual token must not reach later visual tokens of the first layers except through timestamps."""
+    layout = layout_of([2] * groups, 3, 2)
+    visual = torch.randn(groups, 3, 24, generator=torch.Generator().manual_seed(0))
+    changed = visual.clone()
+    changed[0] += 1.0
+    knobs = PrefillSettings(block_groups=1, previous_blocks=1)
+    before, after = (
+        joined(prefill_layout(decoder(), layout, tokens, [0.0] * groups, knobs, 4)) for tokens in (visual, changed)
+    )
+    last = layout.spans[-1]
+    moved = (before - after).abs().amax(dim=(1, 2, 4))
+    assert (moved[0, layout.spans[1].start :] == 0).all(), "layer 0 sees only its own token"
+    assert (moved[1, last.time_end :] == 0).all(), "visual rows of layer 1 have not seen group 0"
+    assert (moved[1, last.start : last.time_end] > 0).all(), "timestamp rows have"
+    assert (moved[2, last.time_end :] > 0).all(), "and pass it on"

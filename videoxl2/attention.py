@@ -1,0 +1,96 @@
+"""The one seam to attention kernels: flash-attn or torch's SDPA behind ``attend``. Only this file asks what is there.
+
+Shapes: B batch, N query heads, K KV heads (N is a multiple of K), T queries, M keys, Dh head width. Heads come before
+tokens everywhere in the package; the kernel's own layout is a matter of this file.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from videoxl2.errors import ModelError
+
+_FLASH_MAX_HEAD_DIM = 256
+
+
+class AttentionBackend(enum.StrEnum):
+    """Which kernel runs. ``flash`` still gives masked calls and calls it cannot take to SDPA."""
+
+    SDPA = "sdpa"
+    FLASH = "flash"
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """``auto`` takes flash-attn where it is installed and fits, else SDPA; a named kernel that cannot run raises."""
+    fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    if name == "auto":
+        return AttentionBackend.FLASH if fits and _flash_installed() else AttentionBackend.SDPA
+    backend = AttentionBackend(name)
+    if backend is AttentionBackend.FLASH and not (fits and _flash_installed()):
+        raise ModelError("attention 'flash' needs flash-attn (extra 'gpu'), a CUDA device and fp16 or bf16")
+    return backend
+
+
+def attend(
+    q_BNTDh: Tensor,
+    k_BKMDh: Tensor,
+    v_BKMDh: Tensor,
+    *,
+    causal: bool = False,
+    mask_TM: Tensor | None = None,
+    backend: AttentionBackend = AttentionBackend.SDPA,
+) -> Tensor:
+    """Softmax attention with scale Dh^-0.5, each KV head serving N/K query heads; returns [B, N, T, Dh].
+
+    ``causal`` aligns the last query with the last key (query t sees keys up to M-T+t). ``mask_TM`` is boolean, True
+    where a query may see a key; it excludes ``causal``.
+    """
+    if causal and mask_TM is not None:
+        raise ValueError("give either causal or a mask")
+    T, M = q_BNTDh.shape[2], k_BKMDh.shape[2]
+    if backend is AttentionBackend.FLASH and mask_TM is None and q_BNTDh.shape[3] <= _FLASH_MAX_HEAD_DIM:
+        return _flash(q_BNTDh, k_BKMDh, v_BKMDh, causal)
+    if causal and T == M and T > 1:
+        repeats = q_BNTDh.shape[1] // k_BKMDh.shape[1]
+        k, v = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (k_BKMDh, v_BKMDh))
+        return functional.scaled_dot_product_attention(q_BNTDh, k, v, is_causal=True)
+    if causal and T > 1:
+        mask_TM = lower_right_mask(T, M, q_BNTDh.device)
+    return _grouped_sdpa(q_BNTDh, k_BKMDh, v_BKMDh, mask_TM)
+
+
+def lower_right_mask(T: int, M: int, device: torch.device | None = None) -> Tensor:
+    """Boolean [T, M]: the last T of M tokens each see themselves and everything earlier."""
+    return torch.ones(T, M, dtype=torch.bool, device=device).tril_(M - T)
+
+
+def _grouped_sdpa(q_BNTDh: Tensor, k_BKMDh: Tensor, v_BKMDh: Tensor, mask_TM: Tensor | None) -> Tensor:
+    """Query heads that share a KV head become more rows of it, so that keys and values are never repeated."""
+    B, N, T, Dh = q_BNTDh.shape
+    K = k_BKMDh.shape[1]
+    if N == K:
+        return functional.scaled_dot_product_attention(q_BNTDh, k_BKMDh, v_BKMDh, attn_mask=mask_TM)
+    repeats = N // K
+    rows = q_BNTDh.reshape(B, K, repeats * T, Dh)
+    mask = mask_TM.repeat(repeats, 1) if mask_TM is not None else None
+    return functional.scaled_dot_product_attention(rows, k_BKMDh, v_BKMDh, attn_mask=mask).reshape(B, N, T, Dh)
+
+
+@functools.cache
+def _flash_installed() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _flash(q_BNTDh: Tensor, k_BKMDh: Tensor, v_BKMDh: Tensor, causal: bool) -> Tensor:
+    import flash_attn
+
+    kernel: Any = flash_attn.flash_attn_func
+    out_BTNDh: Tensor = kernel(*(x.transpose(1, 2) for x in (q_BNTDh, k_BKMDh, v_BKMDh)), causal=causal)
+    return out_BTNDh.transpose(1, 2)

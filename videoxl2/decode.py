@@ -1,0 +1,165 @@
+"""From stored KV to an answer: choose a level per chunk, assemble one cache, generate (``reference`` section 5).
+
+Assembly numbers positions contiguously from 0 and rotates every key once. Retrieval and the reading of files happen
+elsewhere; this module is given scores and tensors.
+
+Shapes: L layers, S = 2 (key, value), K KV heads, M tokens, Dh head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoxl2.config import LanguageSpec, LevelSettings
+from videoxl2.errors import ContextOverflow, KVLayoutError
+from videoxl2.kv import ChunkKV, KVCache, KVLevel
+from videoxl2.prefill import PrefillModel
+from videoxl2.rotary import RotaryTable
+
+_UNIT_GROUPS = 2
+"""Frame groups in one unit of the published selection lists (8 frames)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderIds:
+    """Text between reloaded pieces (camera, wall-clock start), prefilled at its place and seeing everything before."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStep:
+    """One generated token, and the logits [V] it was chosen from where they were asked for."""
+
+    token_id: int
+    logits_V: Tensor | None
+
+
+def select_levels(
+    scores: Sequence[float],
+    settings: LevelSettings,
+    *,
+    dense_tokens: Sequence[int] | None = None,
+    sparse_tokens: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+) -> list[KVLevel]:
+    """The level of each chunk by its relevance score: the best ``max_dense_chunks``, first and last, are dense.
+
+    With ``max_tokens`` (and each chunk's size at both levels) chunks become dense in the order first, last, then by
+    falling score, and the first that does not fit ends it, so a larger budget always contains a smaller one. Equal
+    scores go to the earlier chunk. Raises ``ContextOverflow`` when not even all-sparse fits.
+    """
+    if any(math.isnan(score) for score in scores):
+        raise ValueError("a score is NaN")
+    ranked = sorted(range(len(scores)), key=lambda chunk: (-scores[chunk], chunk))[: settings.max_dense_chunks]
+    always = [0, len(scores) - 1] if settings.dense_first_last and scores else []
+    levels = [KVLevel.SPARSE] * len(scores)
+    room = math.inf
+    if max_tokens is not None:
+        if dense_tokens is None or sparse_tokens is None or not len(dense_tokens) == len(sparse_tokens) == len(scores):
+            raise ValueError("max_tokens needs dense_tokens and sparse_tokens of every chunk")
+        room = max_tokens - sum(sparse_tokens)
+        if room < 0:
+            raise ContextOverflow(sum(sparse_tokens), max_tokens)
+    for chunk in dict.fromkeys([*always, *ranked]):
+        if dense_tokens is not None and sparse_tokens is not None:
+            room -= dense_tokens[chunk] - sparse_tokens[chunk]
+        if room < 0:
+            break
+        levels[chunk] = KVLevel.DENSE
+    return levels
+
+
+def published_dense_chunks(
+    selected_unit_indices: Collection[int], chunk_groups: int, num_chunks: int
+) -> tuple[int, ...]:
+    """Dense chunks (from 0, sorted) of a published selection list, whose units are 8 frames.
+
+    First and last are always dense; a unit maps to floor(unit / (chunk_groups / 2)) in floating point, so that odd
+    chunk sizes work; units beyond the video are ignored; an empty list makes everything dense.
+    """
+    if not selected_unit_indices:
+        return tuple(range(num_chunks))
+    chosen = {math.floor(unit / (chunk_groups / _UNIT_GROUPS)) for unit in selected_unit_indices}
+    return tuple(sorted({0, num_chunks - 1} | {chunk for chunk in chosen if 0 <= chunk < num_chunks}))
+
+
+@torch.no_grad()
+def assemble_cache(
+    model: PrefillModel,
+    pieces: Sequence[ChunkKV | HeaderIds],
+    *,
+    prefix_ids: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    room: int = 512,
+) -> KVCache:
+    """One cache of the prompt prefix and ``pieces`` in the given order, at positions 0..m-1.
+
+    The prefix (``prefix_ids``, by default the tokenizer's) is prefilled here, since its KV depends on nothing else.
+    ``max_tokens`` is the longest sequence (None: the model's position limit); ``room`` is allocated ahead for question
+    and answer. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of another model's shape.
+    """
+    decoder = model.language
+    prefix = tuple(model.tokenizer.prefix_ids() if prefix_ids is None else prefix_ids)
+    length = len(prefix) + sum(len(p.ids) if isinstance(p, HeaderIds) else p.num_tokens for p in pieces)
+    for piece in pieces:
+        if isinstance(piece, ChunkKV):
+            _check_shape(piece, decoder.spec)
+    limit = decoder.spec.max_positions if max_tokens is None else max_tokens
+    if length > limit:
+        raise ContextOverflow(length, limit)
+    cache = KVCache(decoder.spec, min(length + room, limit), limit=limit, device=decoder.device, dtype=decoder.dtype)
+    for piece in (HeaderIds(prefix), *pieces):
+        if isinstance(piece, ChunkKV):
+            _place(piece, cache, decoder.rotary(cache.length, cache.length + piece.num_tokens))
+        elif piece.ids:
+            decoder.extend(cache, decoder.embed(piece.ids))
+    return cache
+
+
+@torch.no_grad()
+def generate(
+    model: PrefillModel,
+    cache: KVCache,
+    suffix_ids: Sequence[int],
+    max_new_tokens: int,
+    eos_ids: Collection[int] = (),
+    *,
+    keep_logits: bool = False,
+) -> Iterator[TokenStep]:
+    """Greedy decoding after ``suffix_ids``; ends before an id in ``eos_ids`` or after ``max_new_tokens``.
+
+    Appends to ``cache``; set ``cache.length`` back to ask something else. Logits are computed for the last position
+    only. Raises ``ContextOverflow`` where the next token does not fit.
+    """
+    if not suffix_ids:
+        raise ValueError("the suffix must have at least one token")
+    decoder = model.language
+    next_ids = tuple(suffix_ids)
+    for _ in range(max_new_tokens):
+        hidden_TD = decoder.extend(cache, decoder.embed(next_ids))
+        logits_V = decoder.logits(hidden_TD[-1])
+        token = int(logits_V.argmax())
+        if token in eos_ids:
+            return
+        yield TokenStep(token, logits_V if keep_logits else None)
+        next_ids = (token,)
+
+
+def _place(piece: ChunkKV, cache: KVCache, rotary: RotaryTable) -> None:
+    kv_LSKMDh = piece.kv_LSKMDh.to(device=cache.device, dtype=cache.dtype)
+    start = cache.length
+    cache.write_all(start, rotary.rotate(kv_LSKMDh[:, 0]), kv_LSKMDh[:, 1])
+    cache.advance(start + piece.num_tokens)
+
+
+def _check_shape(piece: ChunkKV, spec: LanguageSpec) -> None:
+    L, _, K, _, Dh = piece.kv_LSKMDh.shape
+    expected = (spec.num_layers, spec.num_kv_heads, spec.head_dim)
+    if (L, K, Dh) != expected:
+        raise KVLayoutError(f"stored KV has (layers, KV heads, head width) {(L, K, Dh)}, the model needs {expected}")

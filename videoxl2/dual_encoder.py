@@ -1,0 +1,167 @@
+"""SigLIP dual encoder in torch: images and text into one embedding space, for search.
+
+``ImageEncoder`` is what ingestion uses. ``DualEncoder`` is both towers with trainable weights, for training and parity;
+searching uses the numpy text tower in ``text_tower``, which imports no torch.
+
+Shapes: F frames, S image side, P patches, D width, E embedding width, B texts, T text positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videoxl2.attention import attend
+from videoxl2.checkpoint import read_config, resolve_checkpoint
+from videoxl2.config import VisionSpec, vision_spec_from_hf
+from videoxl2.model import choose_device
+from videoxl2.text_tower import TextSpec, dual_encoder_folder
+from videoxl2.vision import SiglipEncoder, SiglipLayer, SiglipMLP
+from videoxl2.weights import IMAGE_TOWER_TABLE, load_weights
+
+_CPU_BATCH = 16
+_GPU_BATCH = 128
+_HF_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+class PoolingAttention(nn.Module):
+    """Attention from one learned query, with torch's packed projection weights."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query_F1D: Tensor, tokens_FPD: Tensor) -> Tensor:
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        sources = (query_F1D, tokens_FPD, tokens_FPD)
+        q, k, v = (
+            functional.linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(sources, weights, biases, strict=True)
+        )
+        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class PoolingHead(nn.Module):
+    """The tower's attention-pool head."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.empty(1, 1, spec.width))
+        self.attention = PoolingAttention(spec.width, spec.num_heads)
+        self.layernorm = nn.LayerNorm(spec.width, spec.layer_norm_eps)
+        self.mlp = SiglipMLP(spec.width, spec.mlp_width)
+
+    def forward(self, tokens_FPD: Tensor) -> Tensor:
+        pooled = self.attention(self.probe.expand(len(tokens_FPD), -1, -1), tokens_FPD)
+        return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
+
+
+class ImageTower(nn.Module):
+    """All layers of the tower, final norm and head: one vector [E] per frame, E = D, not normalised."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = SiglipEncoder(spec)
+        self.post_layernorm = nn.LayerNorm(spec.width, spec.layer_norm_eps)
+        self.head = PoolingHead(spec)
+
+    def forward(self, pixels_F3SS: Tensor) -> Tensor:
+        return self.head(self.post_layernorm(self.encoder(pixels_F3SS)))
+
+
+class TextTower(nn.Module):
+    """Bidirectional text tower: one vector [E] per text of exactly T ids, from the last position, not normalised."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.position_embedding = nn.Embedding(spec.num_positions, spec.width)
+        self.layers = nn.ModuleList(
+            SiglipLayer(spec.width, spec.mlp_width, spec.num_heads, spec.layer_norm_eps) for _ in range(spec.num_layers)
+        )
+        self.final_layer_norm = nn.LayerNorm(spec.width, spec.layer_norm_eps)
+        self.head = nn.Linear(spec.width, spec.embedding_width)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        hidden_BTD = self.token_embedding(ids_BT) + self.position_embedding.weight[: ids_BT.shape[1]]
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD)
+        return self.head(self.final_layer_norm(hidden_BTD[:, -1]))
+
+
+class DualEncoder(nn.Module):
+    """Both towers and the scale and bias of the sigmoid loss."""
+
+    def __init__(self, vision: VisionSpec, text: TextSpec) -> None:
+        super().__init__()
+        self.image = ImageTower(vision)
+        self.text = TextTower(text)
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1))
+
+    def forward(self, pixels_F3SS: Tensor, ids_BT: Tensor) -> Tensor:
+        """Logits [B, F] of each text against each frame."""
+        images_FE = functional.normalize(self.image(pixels_F3SS), dim=-1)
+        texts_BE = functional.normalize(self.text(ids_BT), dim=-1)
+        return texts_BE @ images_FE.T * self.logit_scale.exp() + self.logit_bias
+
+
+def image_spec(folder: Path) -> VisionSpec:
+    """The image tower of a dual-encoder folder, with all its layers; absent fields are the published defaults."""
+    vision = {**_HF_VISION_DEFAULTS, **read_config(folder).get("vision_config", {})}
+    return vision_spec_from_hf(vision, num_layers=int(vision["num_hidden_layers"]))
+
+
+class ImageEncoder:
+    """Frames to search vectors."""
+
+    def __init__(self, tower: ImageTower) -> None:
+        self._tower = tower.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ImageEncoder:
+        """Load the image tower of a checkpoint's ``dual_encoder`` folder, or of a SigLIP checkpoint itself."""
+        folder = dual_encoder_folder(resolve_checkpoint(name_or_folder))
+        device, dtype = choose_device(device, dtype)
+        with torch.device("meta"):
+            tower = ImageTower(image_spec(folder))
+        load_weights(tower, folder, IMAGE_TOWER_TABLE, device=device, dtype=dtype)
+        return cls(tower)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images it takes, in pixels."""
+        return self._tower.spec.image_size
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers in one vector."""
+        return self._tower.spec.width
+
+    @torch.no_grad()
+    def embed(self, pixels_F3SS: Tensor) -> Tensor:
+        """Pixels [F, 3, S, S] in [-1, 1] to vectors [F, E], float32 and of unit length, on the tower's device."""
+        size = self.image_size
+        if pixels_F3SS.ndim != 4 or tuple(pixels_F3SS.shape[1:]) != (3, size, size):
+            raise ValueError(f"pixels are [F, 3, {size}, {size}], got {list(pixels_F3SS.shape)}")
+        weight = self._tower.head.probe
+        batches = pixels_F3SS.split(_GPU_BATCH if weight.is_cuda else _CPU_BATCH)
+        vectors = [self._tower(batch.to(device=weight.device, dtype=weight.dtype)) for batch in batches]
+        return functional.normalize(torch.cat(vectors).to(torch.float32), dim=-1)

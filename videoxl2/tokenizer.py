@@ -1,0 +1,99 @@
+"""Text to token ids and back, the prompt template and the timestamp text. Uses the ``tokenizers`` library only.
+
+Owns the ``qwen_1_5`` template (``reference`` section 3.3) and the wording of timestamps (section 1.6). Knows nothing
+about positions or visual tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from videoxl2.errors import ModelError
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+_END = "<|im_end|>"
+_ENDS = (_END, "<|endoftext|>")
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    ``encode`` never adds special tokens; special strings that are written in the text become their ids. A question in
+    ``prompt_parts`` is the user's text: special strings in it stay plain text.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(f"{folder} holds no tokenizer.json")
+        self._folder = Path(folder)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        self._special_ids: dict[str, int] = {
+            added.content: token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special
+        }
+        names = sorted(self._special_ids, key=len, reverse=True)
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: those the checkpoint names, and ``<|im_end|>`` and ``<|endoftext|>``."""
+        found = {self._special_ids[name] for name in _ENDS if name in self._special_ids}
+        for file_name in ("generation_config.json", "config.json"):
+            path = self._folder / file_name
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            named = (config.get("token_ids") or {}).get("eos", config.get("eos_token_id"))
+            found.update([named] if isinstance(named, int) else named or [])
+        return tuple(sorted(found))
+
+    def token_id(self, token: str) -> int:
+        """The id of one token given as its text; ``ModelError`` where the vocabulary has none."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelError(f"the vocabulary has no token {token!r}")
+        return int(found)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; special strings in it become their ids, nothing is added."""
+        if self._special_pattern is None:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for piece in self._special_pattern.split(text):
+            if piece in self._special_ids:
+                ids.append(self._special_ids[piece])
+            elif piece:
+                ids.extend(self._encode_plain(piece))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def prompt_parts(self, question: str, system: str = DEFAULT_SYSTEM) -> tuple[list[int], list[int]]:
+        """Ids before and after the video: the system prompt, and the question with the start of the answer."""
+        suffix = [*self._encode_plain(f"\n{question}"), *self.encode(f"{_END}\n<|im_start|>assistant\n")]
+        return self.prefix_ids(system), suffix
+
+    def prefix_ids(self, system: str = DEFAULT_SYSTEM) -> list[int]:
+        """Ids before the video; they do not depend on the question."""
+        return self.encode(f"<|im_start|>system\n{system}{_END}\n<|im_start|>user\n")
+
+    def timestamp_ids(self, t_s: float) -> list[int]:
+        """Ids of ``Time 12.3s:`` for a time in seconds, rounded to one decimal."""
+        return self._encode_plain(f"Time {round(float(t_s), 1):.1f}s:")
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
