@@ -37,8 +37,8 @@ class StoreSettings(BaseModel):
         ge=0,
         description="Size of the sparse-KV table in bytes up to which every compaction rewrites it.",
     )
-    sparse_compact_deleted: float = Field(
-        default=0.05, ge=0, le=1, description="Share of deleted sparse-KV rows from which a larger table is rewritten."
+    sparse_compact_waste: float = Field(
+        default=0.2, ge=0, le=1, description="Share of bytes not live from which a larger sparse-KV table is rewritten."
     )
 
 

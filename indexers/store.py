@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexers.config import DEFAULT_SETTINGS, StoreSettings
 from indexers.errors import CommitConflict, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
@@ -131,14 +132,8 @@ class LanceStore:
         """Make the tables of an archive, or those that an interrupted call left out; existing ones must fit."""
         store = cls(folder, settings)
         (store.folder / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
-        with _translated("create", store.folder):
-            for name in TABLES:
-                store._connect().create_table(
-                    name,
-                    schema=_stored_schema(name, embedding_dim),
-                    exist_ok=True,
-                    storage_options={"new_table_enable_stable_row_ids": "true"},
-                )
+        for name in TABLES:
+            store._create_table(name, embedding_dim)
         if store.embedding_dim != embedding_dim:
             raise SchemaMismatch(
                 EMBEDDINGS, f"vectors have {store.embedding_dim} values, {embedding_dim} were asked for"
@@ -246,7 +241,7 @@ class LanceStore:
 
         Needs the writer lease. Versions younger than ``keep_versions_s`` stay for readers that still use them, so bytes
         of deleted rows go with the first compaction after that time. A large sparse-KV table is rewritten only when
-        enough of its rows are deleted, or with ``full``.
+        enough of its bytes are not live, or with ``full``.
         """
         keep = timedelta(seconds=self.settings.keep_versions_s)
         before = {name: self._table_bytes(name) for name in TABLES}
@@ -342,11 +337,9 @@ class LanceStore:
 
     def read_sparse(self, chunk_ids: Collection[str]) -> dict[str, SparseParts]:
         """Sparse KV of chunks, every part checked. Chunks without rows are left out. Raises ``CorruptKV``."""
-        columns = [name for name in SPARSE_SCHEMA.names if name != BLOB_COLUMN]
-        found = self._scan(SPARSE_KV, self._is_in("chunk_id", chunk_ids), columns, with_row_id=True)
-        rows = found.drop_columns(["_rowid"]).to_pylist()
+        rows, blobs = self._sparse_with_blobs(self._is_in("chunk_id", chunk_ids))
         by_chunk: dict[str, list[dict[str, Any]]] = {}
-        for row, blob in zip(rows, self._blobs(found["_rowid"].to_pylist()), strict=True):
+        for row, blob in zip(rows, blobs, strict=True):
             by_chunk.setdefault(row["chunk_id"], []).append({**row, BLOB_COLUMN: blob})
         return {chunk_id: checked_parts(chunk_id, by_chunk[chunk_id]) for chunk_id in chunk_ids if chunk_id in by_chunk}
 
@@ -354,6 +347,14 @@ class LanceStore:
         """Segments with rows but without a row of their own: what an interrupted insertion or deletion leaves."""
         with_rows = set(self._scan(CHUNKS, None, ["segment_id"])["segment_id"].to_pylist())
         return sorted(with_rows - set(self._scan(SEGMENTS, None, ["segment_id"])["segment_id"].to_pylist()))
+
+    def row_counts(self) -> dict[str, int]:
+        """Rows of each table."""
+        counts = {}
+        for name in TABLES:
+            with _translated(name, self.folder):
+                counts[name] = self._table(name).count_rows()
+        return counts
 
     def read_table(self, table: str) -> Iterator[dict[str, Any]]:
         """Every row of one table, in no particular order, blobs included; for verification, not for queries."""
@@ -378,6 +379,17 @@ class LanceStore:
             # Zero: every read looks for newer commits first, so that readers see a running ingest.
             self._connection = lancedb.connect(str(self.folder / TABLES_FOLDER), read_consistency_interval=timedelta(0))
         return self._connection
+
+    def _create_table(self, name: str, embedding_dim: int) -> None:
+        connection = self._connect()
+        if name in connection.list_tables().tables:
+            return
+        with _translated(name, self.folder):
+            connection.create_table(
+                name,
+                schema=_stored_schema(name, embedding_dim),
+                storage_options={"new_table_enable_stable_row_ids": "true"},
+            )
 
     def _table(self, name: str) -> Table:
         connection = self._connect()
@@ -445,6 +457,21 @@ class LanceStore:
             blobs = blobs.combine_chunks()
         return [blob.as_buffer() if blob.is_valid else pa.py_buffer(b"") for blob in blobs]
 
+    def _sparse_with_blobs(self, where: Expr) -> tuple[list[dict[str, Any]], list[pa.Buffer]]:
+        columns = [name for name in SPARSE_SCHEMA.names if name != BLOB_COLUMN]
+        found = self._scan(SPARSE_KV, where, columns, with_row_id=True)
+        while True:
+            try:
+                blobs = self._blobs(found["_rowid"].to_pylist())
+            except StoreError:
+                # Rows that a writer deleted after they were found: look again, and give up when they are still there.
+                again = self._scan(SPARSE_KV, where, columns, with_row_id=True)
+                if again["_rowid"].to_pylist() == found["_rowid"].to_pylist():
+                    raise
+                found = again
+            else:
+                return found.drop_columns(["_rowid"]).to_pylist(), blobs
+
     def _build_index(self) -> bool:
         table = self._table(EMBEDDINGS)
         with _translated(EMBEDDINGS, self.folder):
@@ -458,13 +485,12 @@ class LanceStore:
             return True
 
     def _sparse_is_worth_compacting(self, table_bytes: int) -> bool:
+        # LanceDB rewrites every blob of a table that has grown since, so a large one is left until much is to be won.
         if table_bytes <= self.settings.sparse_compact_bytes:
             return True
-        with _translated(SPARSE_KV, self.folder):
-            stats: Any = self._table(SPARSE_KV).stats()
-        fragments = stats["fragment_stats"]
-        written = fragments["lengths"]["mean"] * fragments["num_fragments"]
-        return written > 0 and 1 - stats["num_rows"] / written > self.settings.sparse_compact_deleted
+        descriptors = self._scan(SPARSE_KV, None, [BLOB_COLUMN])[BLOB_COLUMN].combine_chunks()
+        live_bytes = pc.sum(descriptors.field("size")).as_py() or 0
+        return 1 - live_bytes / table_bytes > self.settings.sparse_compact_waste
 
     def _table_bytes(self, name: str) -> int:
         return sum(

@@ -69,7 +69,7 @@ def find_orphans(folder: str | Path, store: LanceStore) -> list[Orphan]:
             elif segment_id.rpartition("-")[0] not in known_videos:
                 reason = "its video is not known"
             else:
-                reason = _note_needed_by(path, needed)
+                reason = _note_needed_by(path, folder, needed)
         if reason is not None:
             orphans.append(_orphan(folder, path, reason))
     for path in _files(folder / KV_FOLDER):
@@ -111,12 +111,15 @@ def missing_kv(store: LanceStore) -> list[SegmentRow]:
     ]
 
 
-def _note_needed_by(path: Path, needed: set[str]) -> str | None:
+def _note_needed_by(path: Path, folder: Path, needed: set[str]) -> str | None:
+    """Why a staged segment is of no use; ``None``, and its KV file noted as needed, when it is."""
     try:
         kv_path = read_staged(path).segment["kv_path"]
     except CorruptStaging:
         return "it cannot be read"
     if kv_path is not None:
+        if not (folder / kv_path).is_file():
+            return "its KV file is not there"
         needed.add(kv_path)
     return None
 

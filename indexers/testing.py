@@ -128,7 +128,7 @@ def make_segment(
     )
     payloads = [rng.standard_normal(kv_shape).astype(np.float16) for _ in range(shape.num_chunks)]
     relative = kv_path(video.video_id, segment_index)
-    written = write_dense_kv(archive / relative, header, payloads) if archive is not None else None
+    written = write_dense_kv(archive / relative, header, [p.data for p in payloads]) if archive is not None else None
 
     chunks: list[Mapping[str, Any]] = []
     embeddings: list[Mapping[str, Any]] = []

@@ -17,7 +17,6 @@ from jobs.output import Output, claimed_stdout, configure_logging
 app = typer.Typer(
     name="vxl",
     help="A video archive you can ask: index footage once, search and question it later from stored KV.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -323,30 +322,26 @@ def demo(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of ``vxl``; returns the exit code."""
-    import click
+    """Entry point of ``vxl``; the exit code. ``vxl`` alone prints the help."""
+    from typer.exceptions import TyperException
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("LANCE_LOG", "error")
+    if not (sys.argv[1:] if arguments is None else arguments):
+        arguments = ["--help"]
     try:
         code = app(arguments, standalone_mode=False)
-    except click.exceptions.Exit as exc:
+    except typer.Exit as exc:
         code = exc.exit_code
-    except click.exceptions.Abort:
-        print("vxl: stopped", file=sys.stderr)
-        code = 130
-    except click.ClickException as exc:
-        exc.show()
+    except TyperException as exc:
+        print(f"vxl: {exc.format_message()} (vxl COMMAND --help shows the options)", file=sys.stderr)
         code = exc.exit_code
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         print("vxl: stopped", file=sys.stderr)
         code = 130
     except Exception as exc:
         code = report_error(exc)
-    code = code if isinstance(code, int) else 0
-    if arguments is None:
-        sys.exit(code)
-    return code
+    return code if isinstance(code, int) else 0
 
 
 def report_error(error: Exception) -> int:
@@ -368,4 +363,4 @@ def report_error(error: Exception) -> int:
 __all__ = ["Output", "app", "main"]
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

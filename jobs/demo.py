@@ -26,8 +26,8 @@ TIME_ZONE = "Europe/Berlin"
 KEY_PATTERN = "{camera}/%Y-%m-%d/%H%M%S.mp4"
 SEED = 7
 
-SEARCHES = ("a red car", "a person leaves a bag")
-QUESTIONS = ("What colour is the car that parks?", "Does somebody leave a bag in the corridor?")
+SEARCHES = ("red car", "person with an orange suitcase")
+QUESTIONS = ("Does somebody leave a bag at the gate?", "What colour is the car that parks?")
 
 
 @dataclass(frozen=True, slots=True)

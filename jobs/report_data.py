@@ -71,7 +71,11 @@ def write_report(
     for answer in report_answers:
         stretches += [("citation", f"evidence for: {answer.question}", citation) for citation in answer.citations]
     stretches += [("event", event.reason, event) for event in events or ()]
-    results = [*searches, *answers, *([anomalies] if anomalies is not None else [])]
+    results: list[SearchResult | Answer | AnomalyResult] = [
+        *searches,
+        *answers,
+        *([anomalies] if anomalies is not None else []),
+    ]
     widest = max((result.coverage for result in results), key=lambda coverage: coverage.hours, default=None)
     status = archive.status()
     data = ReportData(

@@ -131,8 +131,8 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
     chunk_scores: dict[str, float] = {}
     segment_scores: dict[str, float] = {}
     for hit in hits:
-        for scores, key in ((chunk_scores, hit.chunk_id), (segment_scores, hit.segment_id)):
-            scores[key] = max(scores.get(key, -1.0), hit.score)
+        for best, key in ((chunk_scores, hit.chunk_id), (segment_scores, hit.segment_id)):
+            best[key] = max(best.get(key, -1.0), hit.score)
     ranked = sorted(segment_scores, key=lambda segment: (-segment_scores[segment], segment))
     compression = reader.manifest.recipe.compression
     chosen: list[dict[str, Any]] = []

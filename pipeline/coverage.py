@@ -44,7 +44,7 @@ def coverage_of(
         else:
             searched.append(row)
             if row.damage:
-                missing.append(_entry(row, f"damaged: {row['damage']}"))
+                missing.append(_entry(row, f"damaged: {row.damage}"))
     if is_bounded:
         missing.extend(_gaps(searched, cameras, after, before))
     seconds = sum(_overlap_s(row, after, before) for row in searched)
@@ -52,7 +52,7 @@ def coverage_of(
 
 
 def _missing_video(row: VideoRow) -> dict[str, Any]:
-    reason = f"{row['error_type']}: {row['error_message']}" if row.error_type else "not finished"
+    reason = f"{row.error_type}: {row.error_message}" if row.error_type else "not finished"
     return _entry(row, reason)
 
 

@@ -6,10 +6,10 @@ pixels and the same times; ``pipeline.probe`` decides which may read a file. Mea
 
 The sampling rule. Targets lie at ``k / fps`` seconds after the first picture. The frame for target k is the last
 decoded one that starts at or before it, and each frame is taken at most once. So a frame is taken if and only if at
-least one target falls between its start and the start of the next decoded frame, and its index is the first such k. Containers round
-time stamps, so a frame that starts up to half a tick (at most 0.5 ms) after a target counts as starting at it.
-The rule is local: a reader that starts in the middle of the file takes the same frames as one that starts at the
-beginning.
+least one target falls between its start and the start of the next decoded frame, and its index is the first such k.
+Containers round time stamps, so a frame that starts up to half a tick (at most 0.5 ms) after a target counts as
+starting at it. The rule is local: a reader that starts in the middle of the file takes the same frames as one that
+starts at the beginning.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import av.error
 import numpy as np
 
 from pipeline.errors import UnreadableMedia
-from pipeline.probe import MediaProbe, open_container, readable_path
+from pipeline.probe import MediaProbe, counted, open_container, readable_path
 
 logger = logging.getLogger(__name__)
 
 Decoder = Literal["auto", "decord", "pyav"]
 
 _DECORD_BATCH_BYTES = 32 << 20
-_DECORD_BATCH_FRAMES = 8
+_DECORD_BATCH_FRAMES = 4
 _MAX_DEMUX_ERRORS = 100
 _MAX_THREADS = 16
 _MAX_SLACK_S = Fraction(1, 2000)
@@ -129,7 +129,7 @@ class FrameSampler:
         self.threads = max(1, min(threads, _MAX_THREADS))
         self.backend: Literal["decord", "pyav"] = "pyav"
         self.verdict = probe.verdict
-        self.bad_packets = 0
+        self._num_bad = 0
         self._use_decord = decoder == "decord" or (decoder == "auto" and probe.decord_ok)
         if decoder != "auto":
             self.verdict = f"{decoder} as set; the probe said {probe.verdict}"
@@ -159,6 +159,11 @@ class FrameSampler:
             raise UnreadableMedia(self.uri, "no picture of the video stream could be decoded")
 
     @property
+    def bad_packets(self) -> int:
+        """Packets that demuxing or decoding found damaged."""
+        return max(self._num_bad, self.probe.num_damaged)
+
+    @property
     def decoded_until_s(self) -> float:
         """Media time at which the last decoded picture ends."""
         if self._last_pts is None:
@@ -170,15 +175,17 @@ class FrameSampler:
         """What is missing or broken in the file, in words; None where nothing was noticed."""
         found = []
         if self.bad_packets:
-            text = f"{self.bad_packets} damaged packets"
+            text = counted(self.bad_packets, "damaged packet")
             if self._bad_pts:
                 first_s, last_s = (max(0.0, self.grid.time_s(pts)) for pts in (min(self._bad_pts), max(self._bad_pts)))
                 text += f" between {first_s:.2f} s and {last_s:.2f} s"
             found.append(text)
+        elif self.probe.num_container_errors:
+            found.append(counted(self.probe.num_container_errors, "broken place") + " in the container")
         if self._num_corrupt:
-            found.append(f"{self._num_corrupt} pictures decoded with errors")
+            found.append(counted(self._num_corrupt, "picture") + " decoded with errors")
         if self._num_frames_back:
-            found.append(f"{self._num_frames_back} pictures left out whose time stamps go back")
+            found.append(counted(self._num_frames_back, "picture") + " left out whose time stamps go back")
         probe = self.probe
         if probe.is_cut_off and probe.declared_s is not None:
             found.append(f"the file ends at {self.decoded_until_s:.2f} s of {probe.declared_s:.2f} s")
@@ -213,6 +220,7 @@ class FrameSampler:
 
     def _refuse(self, reason: str, cause: Exception | None) -> None:
         self.backend = "pyav"
+        self._last_pts = None
         raise _DecordRefusedError(reason) from cause
 
     def _wanted(self, pts: list[int]) -> list[tuple[int, int]]:
@@ -271,7 +279,7 @@ class FrameSampler:
                 yield from frames
                 return
             frames.close()
-            self._last_pts, self._bad_pts, self.bad_packets = None, [], 0
+            self._last_pts, self._bad_pts, self._num_bad = None, [], 0
         yield from self._pyav_decode(name, None)
 
     def _pyav_decode(self, name: str, seek_pts: int | None) -> Any:
@@ -295,7 +303,7 @@ class FrameSampler:
                 except av.error.EOFError:
                     break
                 except av.error.FFmpegError:
-                    self.bad_packets += 1
+                    self._num_bad += 1
                     if packet.pts is not None:
                         self._bad_pts.append(packet.pts)
                     continue
@@ -312,7 +320,7 @@ class FrameSampler:
             except av.error.EOFError:
                 return
             except av.error.FFmpegError:
-                self.bad_packets += 1
+                self._num_bad += 1
 
     def _accept(self, frame: Any, floor_pts: int) -> bool:
         """Give the frame a time stamp if it has none; False for one that is before the start or goes back in time."""

@@ -153,12 +153,12 @@ class Ingestion:
         todo = []
         for item in listed:
             match verdict(self._rows.get(item.video_id)):
-                case Verdict.index:
+                case Verdict.INDEX:
                     todo.append(self._task(item))
-                case Verdict.restore:
+                case Verdict.RESTORE:
                     self._publish(replace(self._rows[item.video_id], superseded_by=None))
                     self._indexed.add(item.video_id)
-                case Verdict.skip:
+                case Verdict.SKIP:
                     pass
         self._save(*(self._ledger_row(task, QUEUED) for task in todo))
         self._observe("planned", {"todo": len(todo), "skipped": len(listed) - len(todo)})
@@ -336,7 +336,7 @@ def dry_run_report(listed: list[Listed], rows: dict[str, VideoRow]) -> IngestRep
     videos = []
     for item in listed:
         row = rows.get(item.video_id)
-        if row is not None and verdict(row) is Verdict.skip:
+        if row is not None and verdict(row) is Verdict.SKIP:
             videos.append(video_report(row))
             continue
         videos.append(

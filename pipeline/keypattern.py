@@ -19,6 +19,7 @@ by the offset before the change. An impossible date (30 February) is no match.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -75,8 +76,10 @@ class KeyPattern:
         """
         is_regex = "(?P<" in pattern
         try:
-            expression = re.compile(pattern if is_regex else _expression(pattern), re.DOTALL)
-        except re.error as exc:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                expression = re.compile(pattern if is_regex else _expression(pattern), re.DOTALL)
+        except (re.error, OverflowError, RecursionError) as exc:
             raise ConfigError(f"key pattern {pattern!r} is not a regular expression: {exc}") from exc
         _check_times(pattern, is_regex, set(expression.groupindex), time_zone)
         return cls(pattern, time_zone, expression)
@@ -193,10 +196,10 @@ def _moment(parts: Mapping[str, str]) -> datetime | None:
         return datetime.fromtimestamp(int(parts["s"]), UTC) + fraction
     if "H" not in parts:
         return None
-    if "Y" in parts:
-        year = int(parts["Y"])
-    else:
-        year = int(parts["y"]) + (2000 if int(parts["y"]) < 69 else 1900)
+    year_text = parts["Y"] if "Y" in parts else parts["y"]
+    year = int(year_text)
+    if len(year_text) == 2:
+        year += 2000 if year < 69 else 1900
     clock = (int(parts["H"]), int(parts.get("M", 0)), int(parts.get("S", 0)))
     if "j" in parts:
         moment = datetime(year, 1, 1, *clock) + timedelta(days=int(parts["j"]) - 1)

@@ -12,11 +12,11 @@ from pipeline.tasks import StageFailure
 class Verdict(StrEnum):
     """What ingestion does with an object that a source lists."""
 
-    index = "index"
+    INDEX = "index"
     """new, interrupted, or failed for a reason that may be gone"""
-    restore = "restore"
+    RESTORE = "restore"
     """an indexed version that a newer one had superseded is the current object again"""
-    skip = "skip"
+    SKIP = "skip"
     """indexed already, or known to be unreadable in this very version"""
 
 
@@ -27,14 +27,14 @@ _RETRYABLE_ERRORS = {"MediaFetchError", "MediaChanged"}
 def verdict(row: VideoRow | None) -> Verdict:
     """What to do for an object whose ledger row is ``row`` (``None``: never seen)."""
     if row is None:
-        return Verdict.index
+        return Verdict.INDEX
     if row.state == INDEXED:
-        return Verdict.skip if row.superseded_by is None else Verdict.restore
+        return Verdict.SKIP if row.superseded_by is None else Verdict.RESTORE
     if row.state in _GIVEN_UP:
-        return Verdict.skip
+        return Verdict.SKIP
     if row.state == FAILED:
-        return Verdict.index if row.error_type in _RETRYABLE_ERRORS else Verdict.skip
-    return Verdict.index
+        return Verdict.INDEX if row.error_type in _RETRYABLE_ERRORS else Verdict.SKIP
+    return Verdict.INDEX
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,8 @@ class LocalSource:
     def check(self) -> None:
         try:
             if self._root.is_dir():
-                next(os.scandir(self._root), None)
+                with os.scandir(self._root) as entries:
+                    next(entries, None)
             else:
                 with self._root.open("rb"):
                     pass

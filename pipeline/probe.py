@@ -4,15 +4,14 @@ Owns the decision between the two decoders. Decodes one picture only, for what p
 first picture that can be shown and the rotation. Sampling and decoding live in ``pipeline.frames``.
 
 decord returns wrong frames without an error on open GOPs, edit lists, AVI and late starts, and never returns on
-MPEG-TS, so it is cleared by rule: MP4/MOV or Matroska/WebM, one video stream, first picture at 0, every packet with a
-time stamp, none negative, no leading pictures, packets whole, the file not cut off, an even size (odd ones come out a
-few levels apart). Everything else goes to PyAV.
+MPEG-TS, so it is cleared by rule: MP4/MOV or Matroska/WebM, a codec it knows, one video stream, first picture at 0,
+every packet with a time stamp, none negative, no leading pictures, packets whole, the file not cut off, an even size
+(odd ones come out a few levels apart). Everything else goes to PyAV.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,12 +23,11 @@ from typing import Any
 import av
 import av.container
 import av.error
+import av.logging
 import av.video
 import numpy as np
 
 from pipeline.errors import UnreadableMedia
-
-logger = logging.getLogger(__name__)
 
 # Containers that hold one recording. Playlists and scripts (hls, dash, concat, sdp) name other files: never opened.
 _CONTAINERS = (
@@ -38,6 +36,8 @@ _CONTAINERS = (
 )
 _OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _DECORD_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+# What decord's own FFmpeg decodes; AV1, among others, it does not.
+_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"}
 _MAX_PIXELS = 100_000_000
 # Containers without presentation times: the time a packet is decoded at is the time its picture is shown at.
 _DECODE_TIME_CONTAINERS = {"avi"}
@@ -75,6 +75,8 @@ class MediaProbe:
     num_leading: int
     num_damaged: int
     """Packets whose own length fields contradict their size, or that end before they should."""
+    num_container_errors: int
+    """Places where the container itself is broken, as its reader reports them."""
     num_video_streams: int
     is_vfr: bool
     creation_time: datetime | None
@@ -92,7 +94,7 @@ class MediaProbe:
     def is_seekable(self) -> bool:
         """A jump to a keyframe is trusted to find the pictures that reading from the start would find."""
         return bool(_SEEKABLE_CONTAINERS & set(self.container.split(","))) and not (
-            self.num_missing_pts or self.num_damaged
+            self.num_missing_pts or self.num_damaged or self.num_container_errors
         )
 
     @property
@@ -129,6 +131,7 @@ class MediaProbe:
             "fps": self.fps,
             "num_packets": self.num_packets,
             "num_damaged": self.num_damaged,
+            "num_container_errors": self.num_container_errors,
             "num_video_streams": self.num_video_streams,
             "is_vfr": self.is_vfr,
             "is_cut_off": self.is_cut_off,
@@ -240,6 +243,7 @@ def probe(path: str, uri: str | None = None) -> MediaProbe:
         num_negative_pts=table.num_negative_pts,
         num_leading=table.num_leading,
         num_damaged=table.num_damaged,
+        num_container_errors=table.num_container_errors,
         num_video_streams=facts["num_video_streams"],
         is_vfr=is_vfr,
         creation_time=facts["creation_time"],
@@ -261,6 +265,7 @@ class _PacketTable:
     num_negative_pts: int
     num_leading: int
     num_damaged: int
+    num_container_errors: int
 
     @classmethod
     def read(cls, container: av.container.InputContainer, stream: av.video.VideoStream) -> _PacketTable:
@@ -270,8 +275,8 @@ class _PacketTable:
         last_key: int | None = None
         length_bytes = _nal_length_bytes(stream)
         at_decode_time = container.format.name in _DECODE_TIME_CONTAINERS
-        try:
-            for packet in container.demux(stream):
+        with _logged_errors() as errors:
+            for packet in _demuxed(container, stream, errors):
                 if packet.size == 0:
                     continue
                 total += 1
@@ -289,9 +294,6 @@ class _PacketTable:
                     leading += 1
                 if not packet.is_discard:
                     shown.append((pts, packet.duration or 0))
-        except av.error.FFmpegError as exc:
-            logger.debug("demuxing stopped early: %s", exc)
-            damaged += 1
         shown.sort()
         return cls(
             pts=np.unique(np.array([pts for pts, _ in shown], dtype=np.int64)),
@@ -302,7 +304,32 @@ class _PacketTable:
             num_negative_pts=negative,
             num_leading=leading,
             num_damaged=damaged,
+            num_container_errors=len(errors),
         )
+
+
+def _demuxed(
+    container: av.container.InputContainer, stream: av.video.VideoStream, errors: list[Any]
+) -> Iterator[av.Packet]:
+    """The packets up to the end of the file, or to where it cannot be read on: then that is added to ``errors``."""
+    try:
+        yield from container.demux(stream)
+    except av.error.EOFError:
+        return
+    except av.error.FFmpegError as exc:
+        errors.append(exc)
+
+
+@contextlib.contextmanager
+def _logged_errors() -> Iterator[list[Any]]:
+    """A list that grows by what FFmpeg reports as an error while the block runs in this thread."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as reports:
+            yield reports
+    finally:
+        av.logging.set_level(level)
 
 
 def _nal_length_bytes(stream: av.video.VideoStream) -> int:
@@ -425,20 +452,24 @@ def _verdict(
     against = []
     if not _DECORD_CONTAINERS & set(facts["container"].split(",")):
         against.append(f"container {facts['container']} is not MP4/MOV or Matroska/WebM")
+    if facts["codec"] not in _DECORD_CODECS:
+        against.append(f"codec {facts['codec']} is unknown to decord")
     if facts["num_video_streams"] > 1:
         against.append(f"{facts['num_video_streams']} video streams")
     if start_pts != 0 or (len(table.pts) and table.pts[0] != 0):
         against.append("the first picture is not at 0")
     if table.num_missing_pts:
-        against.append(f"{table.num_missing_pts} packets without a time stamp")
+        against.append(f"{counted(table.num_missing_pts, 'packet')} without a time stamp")
     if table.num_negative_pts:
-        against.append(f"{table.num_negative_pts} packets before 0 (edit list)")
+        against.append(f"{counted(table.num_negative_pts, 'packet')} before 0 (edit list)")
     if len(table.pts) != table.num_packets and not table.num_missing_pts and not table.num_negative_pts:
         against.append("packets that are not shown or share a time stamp")
     if table.num_leading:
-        against.append(f"{table.num_leading} leading pictures (open GOP)")
+        against.append(f"{counted(table.num_leading, 'leading picture')} (open GOP)")
     if table.num_damaged:
-        against.append(f"{table.num_damaged} damaged packets")
+        against.append(counted(table.num_damaged, "damaged packet"))
+    elif table.num_container_errors:
+        against.append(counted(table.num_container_errors, "broken place") + " in the container")
     if is_cut_off:
         against.append("the file is cut off")
     if turn not in (0, 90, -90, 180, -180):
@@ -448,6 +479,11 @@ def _verdict(
     if against:
         return False, "PyAV: " + "; ".join(against)
     return True, "decord: cleared by the probe"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 packet``, ``2 packets``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def credible_time(text: str | None) -> datetime | None:

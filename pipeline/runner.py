@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,10 @@ class RayRunner:
             local = {"num_cpus": max(os.cpu_count() or 1, 2), "include_dashboard": False, "object_store_memory": 2**28}
             options = {"address": self._settings.ray_address} if self._settings.ray_address else local
             try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+                with warnings.catch_warnings():
+                    # Ray forks only to start its own programs at once; the tables' library warns of any fork.
+                    warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             except ConnectionError as exc:
                 raise ConfigError(f"no Ray cluster at {self._settings.ray_address!r}: {exc}") from exc
             self._owns_ray = True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,7 +31,9 @@ class Clip:
     def expected(self, fps: float) -> list[int]:
         """Numbers of the frames shown at k / fps after the first one, each at most once."""
         times = np.array([Fraction(t).limit_denominator(90_000) for t in self.times_s])
-        end, numbers, k = times[-1] + Fraction(self.step_s).limit_denominator(90_000), [], 0
+        end = times[-1] + Fraction(self.step_s).limit_denominator(90_000)
+        numbers: list[int] = []
+        k = 0
         rate = Fraction(fps).limit_denominator(1000)
         while k / rate + times[0] < end:
             shown = int(np.searchsorted(times, k / rate + times[0], side="right")) - 1 + self.first_number
@@ -71,6 +74,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("h264.mp4", options=_X264),
         Recipe("h264.mkv", options=_X264),
+        Recipe("many.mkv", options=_X264, num_frames=240, format_options={"cluster_time_limit": "500"}),
         Recipe("faststart.mp4", options=_X264, num_frames=240, format_options={"movflags": "faststart"}),
         Recipe("opengop.mp4", options={**_X264, "x264-params": "open-gop=1:scenecut=0"}, num_frames=150),
         Recipe("hevc.mp4", "libx265", options={"preset": "ultrafast", "x265-params": _X265}, num_frames=150),
@@ -99,7 +103,7 @@ def make(recipe: Recipe, folder: Path) -> Clip:
         container.metadata.update(recipe.metadata)
         streams = []
         for _ in range(recipe.num_streams):
-            stream = container.add_stream(recipe.codec, rate=recipe.fps)
+            stream: Any = container.add_stream(recipe.codec, rate=recipe.fps)
             stream.width, stream.height = width, height
             options = dict(recipe.options)
             stream.pix_fmt = options.pop("pix_fmt", "yuv420p")
@@ -141,10 +145,10 @@ def make_cut(source: Clip, path: Path, first_shown: int) -> Clip:
     the file at negative times and an edit list hides them."""
     offset_s = Fraction(source.times_s[first_shown]).limit_denominator(90_000)
     with av.open(str(source.path)) as old, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as new:
-        stream = old.streams.video[0]
+        stream: Any = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
         shift = int(offset_s / stream.time_base)
-        packets = [packet for packet in old.demux(stream) if packet.size]
+        packets: list[Any] = [packet for packet in old.demux(stream) if packet.size]
         start = max(i for i, p in enumerate(packets) if p.is_keyframe and p.pts <= shift)
         for packet in packets[start:]:
             packet.pts -= shift

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,21 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Atten
     return backend
 
 
+class BiasReuse:
+    """The additive mask of one kind of call, made by the first layer of a pass and used by all.
+
+    Give one instance to calls that differ in nothing but their layer.
+    """
+
+    def __init__(self) -> None:
+        self._bias: Tensor | None = None
+
+    def get(self, make: Callable[[], Tensor]) -> Tensor:
+        if self._bias is None:
+            self._bias = make()
+        return self._bias
+
+
 def attend(
     q_BNTDh: Tensor,
     k_BKMDh: Tensor,
@@ -45,25 +61,32 @@ def attend(
     *,
     causal: bool = False,
     mask_TM: Tensor | None = None,
+    reuse: BiasReuse | None = None,
     backend: AttentionBackend = AttentionBackend.SDPA,
 ) -> Tensor:
     """Softmax attention with scale Dh^-0.5, each KV head serving N/K query heads; returns [B, N, T, Dh].
 
     ``causal`` aligns the last query with the last key (query t sees keys up to M-T+t). ``mask_TM`` is boolean, True
-    where a query may see a key; it excludes ``causal``.
+    where a query may see a key; it excludes ``causal``. ``reuse`` saves later layers the making of the same mask.
     """
     if causal and mask_TM is not None:
         raise ValueError("give either causal or a mask")
     T, M = q_BNTDh.shape[2], k_BKMDh.shape[2]
+    repeats = q_BNTDh.shape[1] // k_BKMDh.shape[1]
     if backend is AttentionBackend.FLASH and mask_TM is None and q_BNTDh.shape[3] <= _FLASH_MAX_HEAD_DIM:
         return _flash(q_BNTDh, k_BKMDh, v_BKMDh, causal)
     if causal and T == M and T > 1:
-        repeats = q_BNTDh.shape[1] // k_BKMDh.shape[1]
         k, v = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (k_BKMDh, v_BKMDh))
         return functional.scaled_dot_product_attention(q_BNTDh, k, v, is_causal=True)
-    if causal and T > 1:
-        mask_TM = lower_right_mask(T, M, q_BNTDh.device)
-    return _grouped_sdpa(q_BNTDh, k_BKMDh, v_BKMDh, mask_TM)
+
+    def make_bias() -> Tensor:
+        allowed_TM = lower_right_mask(T, M, q_BNTDh.device) if mask_TM is None else mask_TM
+        bias_TM = q_BNTDh.new_zeros(T, M).masked_fill_(~allowed_TM, float("-inf"))
+        return bias_TM.repeat(repeats, 1)
+
+    needs_bias = mask_TM is not None or (causal and T > 1)
+    bias = (reuse or BiasReuse()).get(make_bias) if needs_bias else None
+    return _grouped_sdpa(q_BNTDh, k_BKMDh, v_BKMDh, bias)
 
 
 def lower_right_mask(T: int, M: int, device: torch.device | None = None) -> Tensor:
@@ -71,16 +94,12 @@ def lower_right_mask(T: int, M: int, device: torch.device | None = None) -> Tens
     return torch.ones(T, M, dtype=torch.bool, device=device).tril_(M - T)
 
 
-def _grouped_sdpa(q_BNTDh: Tensor, k_BKMDh: Tensor, v_BKMDh: Tensor, mask_TM: Tensor | None) -> Tensor:
+def _grouped_sdpa(q_BNTDh: Tensor, k_BKMDh: Tensor, v_BKMDh: Tensor, bias: Tensor | None) -> Tensor:
     """Query heads that share a KV head become more rows of it, so that keys and values are never repeated."""
     B, N, T, Dh = q_BNTDh.shape
     K = k_BKMDh.shape[1]
-    if N == K:
-        return functional.scaled_dot_product_attention(q_BNTDh, k_BKMDh, v_BKMDh, attn_mask=mask_TM)
-    repeats = N // K
-    rows = q_BNTDh.reshape(B, K, repeats * T, Dh)
-    mask = mask_TM.repeat(repeats, 1) if mask_TM is not None else None
-    return functional.scaled_dot_product_attention(rows, k_BKMDh, v_BKMDh, attn_mask=mask).reshape(B, N, T, Dh)
+    rows = q_BNTDh.reshape(B, K, N // K * T, Dh)
+    return functional.scaled_dot_product_attention(rows, k_BKMDh, v_BKMDh, attn_mask=bias).reshape(B, N, T, Dh)
 
 
 @functools.cache

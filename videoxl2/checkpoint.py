@@ -20,7 +20,7 @@ from videoxl2.config import ModelSpec
 from videoxl2.errors import ModelError
 
 _PACKAGED = Path(__file__).parent / "checkpoints"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _READ_BYTES = 1 << 22
 _NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "BF16": "<u2"}
 
@@ -68,11 +68,11 @@ def resolve_checkpoint(name_or_folder: str) -> Path:
 
 def _cached_snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError as absent:
+    except (LocalEntryNotFoundError, HFValidationError) as absent:
         raise ModelError(
             f"{name!r} is neither a folder nor in the local Hub cache; run 'hf download {name}' on a machine with "
             f"network access, or give the folder that holds the files"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videoxl2.attention import AttentionBackend, attend
+from videoxl2.attention import AttentionBackend, BiasReuse, attend
 from videoxl2.config import LanguageSpec
 from videoxl2.kv import KVCache
 from videoxl2.rotary import RotaryTable
@@ -186,11 +186,12 @@ class CachedAttention:
     def __init__(self, decoder: QwenDecoder, cache: KVCache, end: int) -> None:
         self._cache, self._start, self._end = cache, cache.length, end
         self._rotary = decoder.rotary(self._start, end)
-        self._backend = decoder.backend
+        self._backend, self._reuse = decoder.backend, BiasReuse()
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         self._cache.write(layer, self._start, self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0])
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         keys, values = self._cache.keys(layer, self._end)[None], self._cache.values(layer, self._end)[None]
-        return attend(self._rotary.rotate(q_BNTDh), keys, values, causal=True, backend=self._backend)
+        q = self._rotary.rotate(q_BNTDh)
+        return attend(q, keys, values, causal=True, reuse=self._reuse, backend=self._backend)

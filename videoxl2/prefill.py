@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import attend, lower_right_mask
+from videoxl2.attention import BiasReuse, attend, lower_right_mask
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
@@ -178,7 +178,7 @@ class _BlockAttention:
     def __init__(self, decoder: QwenDecoder, cache: KVCache, stop: int, pending: _PendingKeys) -> None:
         self._cache, self._start, self._stop, self._pending = cache, cache.length, stop, pending
         self._rotary = decoder.rotary(self._start, stop)
-        self._backend = decoder.backend
+        self._backend, self._reuse, self._time_reuse = decoder.backend, BiasReuse(), BiasReuse()
         self._visible_M: Tensor | None = None
 
     def limit_visual_tokens(self, layout: TokenLayout, window_first: int, first: int, end: int) -> None:
@@ -199,10 +199,11 @@ class _BlockAttention:
         q = self._rotary.rotate(q_BNTDh)
         keys, values = self._cache.keys(layer, self._stop)[None], self._cache.values(layer, self._stop)[None]
         if self._visible_M is None:
-            return attend(q, keys, values, causal=True, backend=self._backend)
+            return attend(q, keys, values, causal=True, reuse=self._reuse, backend=self._backend)
         visible_keys, visible_values = (x.index_select(2, self._visible_M) for x in (keys, values))
-        out_BNTDh = attend(q, visible_keys, visible_values, causal=True, backend=self._backend)
-        time_rows = attend(q.index_select(2, self._time_T), keys, values, mask_TM=self._time_mask_TM)
+        out_BNTDh = attend(q, visible_keys, visible_values, causal=True, reuse=self._reuse, backend=self._backend)
+        time_q = q.index_select(2, self._time_T)
+        time_rows = attend(time_q, keys, values, mask_TM=self._time_mask_TM, reuse=self._time_reuse)
         return out_BNTDh.index_copy(2, self._time_T, time_rows)
 
 
@@ -262,7 +263,7 @@ class _MaskedAttention:
     """One pass under an explicit mask; keeps keys before rotation and values of every layer."""
 
     def __init__(self, rotary: RotaryTable, mask_MM: Tensor) -> None:
-        self._rotary, self._mask_MM = rotary, mask_MM
+        self._rotary, self._mask_MM, self._reuse = rotary, mask_MM, BiasReuse()
         self.layers: list[Tensor] = []
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
@@ -270,4 +271,5 @@ class _MaskedAttention:
         self._keys, self._values = self._rotary.rotate(k_BKTDh), v_BKTDh
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
-        return attend(self._rotary.rotate(q_BNTDh), self._keys, self._values, mask_TM=self._mask_MM)
+        q = self._rotary.rotate(q_BNTDh)
+        return attend(q, self._keys, self._values, mask_TM=self._mask_MM, reuse=self._reuse)

@@ -1,4 +1,4 @@
-"""Tower, dual encoder and decoder against transformers, with random weights that both share under the published keys."""
+"""Tower, dual encoder and decoder against transformers, with random weights shared under the published keys."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ from videoxl2.vision import SiglipEncoder
 from videoxl2.weights import DUAL_ENCODER_TABLE, IMAGE_TOWER_TABLE, KeyTable, load_weights
 
 SHAPES = [
-    pytest.param(0, {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}, id="4h"),
-    pytest.param(1, {"hidden_size": 24, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 3}, id="3h"),
+    pytest.param(
+        0, {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}, id="4h"
+    ),
+    pytest.param(
+        1, {"hidden_size": 24, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 3}, id="3h"
+    ),
 ]
-VISION_PREFIX = KeyTable((("", "vision_model."),))
 QWEN_TABLE = KeyTable((("lm_head.", "lm_head."), ("", "model.")))
 
 

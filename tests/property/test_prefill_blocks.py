@@ -16,6 +16,7 @@ from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.prefill import PrefillResult, prefill_layout, prefill_masked, visibility_mask
 from videoxl2.training.make_random_checkpoint import initialise
 
+SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 SPEC = LanguageSpec(
     vocab_size=40, width=24, mlp_width=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=4096
 )
@@ -37,7 +38,7 @@ def joined(result: PrefillResult) -> torch.Tensor:
     return torch.cat([result.prefix_kv, *(chunk.kv_LSKMDh for chunk in result.chunks)], dim=3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@SEEDED
 @given(
     time_lengths=st.lists(st.integers(1, 4), min_size=1, max_size=14),
     tokens_per_group=st.integers(1, 5),
@@ -70,9 +71,12 @@ def test_blocks_equal_one_masked_pass(
     assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@SEEDED
 @given(
-    num_groups=st.integers(1, 12), block_groups=st.integers(1, 4), previous_blocks=st.integers(1, 4), num_suffix=st.integers(0, 3)
+    num_groups=st.integers(1, 12),
+    block_groups=st.integers(1, 4),
+    previous_blocks=st.integers(1, 4),
+    num_suffix=st.integers(0, 3),
 )
 def test_mask_follows_the_five_rules(num_groups: int, block_groups: int, previous_blocks: int, num_suffix: int) -> None:
     """The rules of section 4.1, read one pair at a time."""
@@ -96,6 +100,7 @@ def test_mask_follows_the_five_rules(num_groups: int, block_groups: int, previou
     assert torch.equal(visibility_mask(layout, num_suffix, knobs), expected)
 
 
+@SEEDED
 @given(num_groups=st.integers(0, 60), chunk_groups=st.integers(1, 20))
 def test_chunks_tile_the_groups_once_in_order(num_groups: int, chunk_groups: int) -> None:
     chunks = plan_chunks(num_groups, chunk_groups)

@@ -95,7 +95,7 @@ def test_a_new_version_replaces_the_old_at_once(path: Path) -> None:
     reader.close()
     with DenseKVReader(path, newer.digest) as again:
         assert bytes(again.read_chunk(0)) == payloads(1)[0]
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_whole_file_that_is_not_the_committed_one_is_refused(path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_abandoned_or_failed_write_leaves_nothing(path: Path) -> None:
         write_dense_kv(path, HEADER, [b"x"])
     with pytest.raises(ValueError, match="one more"):
         write_dense_kv(path, HEADER, [*payloads(), b""])
-    assert os.listdir(path.parent) == []
+    assert list(path.parent.iterdir()) == []
 
 
 def test_the_file_is_durable_before_it_has_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ lease = WriterLease(sys.argv[1]).acquire()
 child = os.fork()
 if child == 0:
     os.close(1)
+    os.close(2)
     time.sleep(60)
     os._exit(0)
 print(child, flush=True)

@@ -21,7 +21,7 @@ def test_rows_survive_staging(tmp_path: Path) -> None:
     assert back.segment == rows.segment
     for name in ("chunks", "embeddings", "sparse"):
         assert getattr(back, name).equals(getattr(rows, name))
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_an_empty_segment_survives_too(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_the_same_rows_give_the_same_file_and_a_second_attempt_replaces_the_firs
     rows = make_segment(make_video())
     first = write_staged(tmp_path, rows).read_bytes()
     assert write_staged(tmp_path, rows).read_bytes() == first
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_damage_anywhere_is_found(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreUnavailable, match="No space left"):
         write_staged(tmp_path, make_segment(make_video()))
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("segment_id", ["../x", "a/b", ".hidden"])

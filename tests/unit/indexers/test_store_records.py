@@ -93,7 +93,7 @@ def test_segment_rows_that_contradict_themselves_are_refused() -> None:
     video = make_video()
     rows = make_segment(video)
     rows.check(EMBEDDING_DIM)
-    with pytest.raises(ValueError, match="1 rows, segment .* says 2"):
+    with pytest.raises(ValueError, match=r"1 rows, segment .* says 2"):
         SegmentRows(rows.segment, rows.chunks.slice(1), rows.embeddings, rows.sparse).check(EMBEDDING_DIM)
     other = make_segment(video, 1)
     with pytest.raises(ValueError, match="rows of another segment_id"):

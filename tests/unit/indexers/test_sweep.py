@@ -46,6 +46,7 @@ def test_only_what_nothing_refers_to_is_removed(store: LanceStore, tmp_path: Pat
     cut.write_bytes(cut.read_bytes()[:5000])
     write_staged(tmp_path / "staging", make_segment(ALIVE, 0))
     write_staged(tmp_path / "staging", make_segment(make_video("unknown"), 0))
+    write_staged(tmp_path / "staging", make_segment(QUEUED_VIDEO, 3))
     unfinished = [tmp_path / kv_folder(ALIVE.video_id) / ".00000.vxlkv.ab.tmp", tmp_path / "staging" / ".x.rows.cd.tmp"]
     for path in unfinished:
         path.write_bytes(b"12345")
@@ -74,6 +75,7 @@ def test_only_what_nothing_refers_to_is_removed(store: LanceStore, tmp_path: Pat
         "its segment is committed",
         "its video is not known",
         "it cannot be read",
+        "its KV file is not there",
         "no segment refers to it",
     }
     assert table_fingerprint(store) == tables

@@ -63,7 +63,7 @@ def citation(**changes: object) -> ReportCitation:
 class Page(HTMLParser):
     """Collects tags, attributes and visible text; fails on unbalanced tags."""
 
-    VOID = {"meta", "img", "br", "link", "rect", "path"}
+    VOID = frozenset({"meta", "img", "br", "link"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID or tag in ("rect", "path"):
+        if tag not in self.VOID:
             self._open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

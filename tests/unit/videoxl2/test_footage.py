@@ -47,8 +47,11 @@ def test_same_seed_same_frames_in_any_order(renderers: dict[str, Renderer], name
     times = (45.0, 8.0)
     expected = {t: digest(frame_at(renderers[name], t)) for t in times}
     assert {t: digest(frame_at(again, t)) for t in reversed(times)} == expected
-    other = Renderer(demo_scene(name, 8))
-    assert digest(frame_at(other, 8.0)) != expected[8.0]
+
+
+def test_another_seed_gives_other_frames(renderers: dict[str, Renderer]) -> None:
+    other = Renderer(demo_scene("gate", 8))
+    assert digest(frame_at(other, 8.0)) != digest(frame_at(renderers["gate"], 8.0))
 
 
 @pytest.mark.parametrize("name", DEMO_CAMERAS)
@@ -66,7 +69,7 @@ def test_red_car_is_red_in_the_picture_exactly_while_it_is_there(renderers: dict
     parking = renderers["parking"]
     before, after = [frame_at(parking, t) for t in (0.0, 2.0, 5.5)], [frame_at(parking, t) for t in (8.0, 12.0, 30.0)]
     noise = max(red_pixels(frame) for frame in before)
-    assert noise < 150  # tail lights of parked cars
+    assert noise < 400  # tail lights of parked cars
     for frame in after:
         assert red_pixels(frame) > noise + 1000
     assert [pixels_of(parking, "car", t) for t in (0.0, 5.0)] == [0, 0]
@@ -74,7 +77,7 @@ def test_red_car_is_red_in_the_picture_exactly_while_it_is_there(renderers: dict
 
 
 def test_labels_follow_the_pixels() -> None:
-    """Half-rate cameras keep this quick: every actor's interval is checked against what each frame shows."""
+    """A slower camera keeps this quick: every actor's interval is checked against what each frame shows."""
     scene = demo_scene("gate", 7)
     scene = replace(scene, camera=replace(scene.camera, fps=Fraction(2)))
     renderer = Renderer(scene)
@@ -83,11 +86,12 @@ def test_labels_follow_the_pixels() -> None:
     threshold = 1.5e-4 * scene.camera.width * scene.camera.height
     for number, item in enumerate(video.objects):
         assert item.visible, f"{item.text} never shows"
-        for index in range(scene.num_frames):
-            inside = any(start <= scene.frame_time_s(index) < end for start, end in item.visible)
-            assert inside == (counts[index, number] >= threshold) or _is_near_edge(
-                scene.frame_time_s(index), item.visible
-            )
+        times = [scene.frame_time_s(index) for index in range(scene.num_frames)]
+        inside = np.array([any(start <= t < end for start, end in item.visible) for t in times])
+        seen = counts[:, number] >= threshold
+        assert not (seen & ~inside).any(), f"{item.text} shows outside its label"
+        hidden = inside & ~seen
+        assert not (hidden[1:] & hidden[:-1]).any(), f"{item.text} is labelled for over half a second of absence"
     by_id = {item.object_id: item for item in video.objects}
     assert by_id["walker"].attributes == {"shirt": "red", "trousers": "blue"}
     assert by_id["bag"].visible[-1][1] == video.duration_s, "the bag is left behind"
@@ -98,11 +102,6 @@ def test_labels_follow_the_pixels() -> None:
         assert any(low <= action.start_s < action.end_s <= high for low, high in by_id[action.object_id].visible)
     for start, end in video.still:
         assert not any(action.start_s < end and action.end_s > start for action in video.actions)
-
-
-def _is_near_edge(t: float, spans: tuple[tuple[float, float], ...]) -> bool:
-    """Short gaps are bridged on purpose: at two frames a second that is one frame."""
-    return any(start < t < end for start, end in spans)
 
 
 def test_bag_is_carried_then_lies_still(renderers: dict[str, Renderer]) -> None:

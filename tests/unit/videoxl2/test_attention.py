@@ -1,0 +1,106 @@
+"""Every path of ``attend`` against attention written out, and the choice of a kernel."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from videoxl2 import attention
+from videoxl2.attention import AttentionBackend, attend, choose_backend, lower_right_mask
+from videoxl2.errors import ModelError
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    logits = q.double() @ k.double().transpose(2, 3) * q.shape[3] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    return (logits.softmax(-1) @ v.double()).float()
+
+
+def random_qkv(T: int, M: int, heads: int, kv_heads: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(T * 100 + M)
+    return (
+        torch.randn(batch, heads, T, 8, generator=generator),
+        torch.randn(batch, kv_heads, M, 8, generator=generator),
+        torch.randn(batch, kv_heads, M, 8, generator=generator),
+    )
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("T", "M"), [(1, 1), (1, 9), (5, 5), (3, 11)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_causal_and_full(T: int, M: int, heads: int, kv_heads: int, causal: bool) -> None:
+    q, k, v = random_qkv(T, M, heads, kv_heads)
+    expected = written_out(q, k, v, lower_right_mask(T, M) if causal else None)
+    torch.testing.assert_close(attend(q, k, v, causal=causal), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
+def test_mask(heads: int, kv_heads: int) -> None:
+    q, k, v = random_qkv(4, 7, heads, kv_heads)
+    mask = torch.rand(4, 7, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[:, 0] = True
+    torch.testing.assert_close(attend(q, k, v, mask_TM=mask), written_out(q, k, v, mask), atol=1e-5, rtol=0)
+
+
+def test_causal_with_a_mask_is_refused() -> None:
+    q, k, v = random_qkv(2, 2, 1, 1)
+    with pytest.raises(ValueError, match="either causal or a mask"):
+        attend(q, k, v, causal=True, mask_TM=lower_right_mask(2, 2))
+
+
+def test_lower_right_mask() -> None:
+    assert lower_right_mask(2, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_flash_is_given_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with flash-attn's layout [B, tokens, heads, width] and its lower-right causality."""
+    calls: list[dict[str, Any]] = []
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        calls.append({"q": tuple(q.shape), "k": tuple(k.shape), "causal": causal})
+        mask = lower_right_mask(q.shape[1], k.shape[1]) if causal else None
+        return written_out(*(x.transpose(1, 2) for x in (q, k, v)), mask).transpose(1, 2)
+
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    q, k, v = random_qkv(3, 11, 4, 2)
+    found = attend(q, k, v, causal=True, backend=AttentionBackend.FLASH)
+    torch.testing.assert_close(found, attend(q, k, v, causal=True), atol=1e-5, rtol=0)
+    assert calls == [{"q": (2, 3, 4, 8), "k": (2, 11, 2, 8), "causal": True}]
+    mask = lower_right_mask(3, 11)
+    attend(q, k, v, mask_TM=mask, backend=AttentionBackend.FLASH)
+    assert len(calls) == 1, "masked calls stay with SDPA"
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "dtype", "chosen"),
+    [
+        (True, "cuda", torch.bfloat16, AttentionBackend.FLASH),
+        (True, "cuda", torch.float32, AttentionBackend.SDPA),
+        (True, "cpu", torch.bfloat16, AttentionBackend.SDPA),
+        (False, "cuda", torch.float16, AttentionBackend.SDPA),
+    ],
+)
+def test_choice(
+    installed: bool, device: str, dtype: torch.dtype, chosen: AttentionBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_flash_installed", lambda: installed)
+    assert choose_backend("auto", torch.device(device), dtype) is chosen
+    assert choose_backend("sdpa", torch.device(device), dtype) is AttentionBackend.SDPA
+    if chosen is AttentionBackend.SDPA:
+        with pytest.raises(ModelError, match="flash"):
+            choose_backend("flash", torch.device(device), dtype)
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="magic"):
+        choose_backend("magic", torch.device("cpu"), torch.float32)

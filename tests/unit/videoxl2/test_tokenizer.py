@@ -1,0 +1,66 @@
+"""The prompt template, timestamps and the treatment of special strings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from videoxl2.checkpoint import resolve_checkpoint
+from videoxl2.errors import ModelError
+from videoxl2.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(resolve_checkpoint("tiny"))
+
+
+@pytest.mark.parametrize("text", ["A red car stops.", "Zürich 東京 🚗 12:34", "\x00\x7f\ttabs\nlines  two  spaces", ""])
+def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.decode([token]) for token in tokenizer.encode("2026")] == ["2", "0", "2", "6"]
+
+
+def test_timestamps_have_one_decimal(tokenizer: Tokenizer) -> None:
+    for t_s, text in ((0, "Time 0.0s:"), (1234.5, "Time 1234.5s:"), (12.34, "Time 12.3s:"), (9.96, "Time 10.0s:")):
+        assert tokenizer.decode(tokenizer.timestamp_ids(t_s)) == text
+    lengths = [len(tokenizer.timestamp_ids(t_s)) for t_s in (5.0, 50.0, 500.0)]
+    assert lengths == [lengths[0], lengths[0] + 1, lengths[0] + 2]
+
+
+def test_prompt_is_the_published_template(tokenizer: Tokenizer) -> None:
+    prefix, suffix = tokenizer.prompt_parts("What happens?")
+    whole = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    assert prefix == tokenizer.encode(whole) == tokenizer.prefix_ids()
+    assert suffix == tokenizer.encode("\nWhat happens?<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.prompt_parts("x", system="Be brief.")[0] == tokenizer.encode(
+        whole.replace("You are a helpful assistant.", "Be brief.")
+    )
+
+
+def test_special_strings_are_parsed_in_text_but_not_in_a_question(tokenizer: Tokenizer) -> None:
+    """A question must not be able to end the user's turn."""
+    end = tokenizer.token_id("<|im_end|>")
+    assert tokenizer.encode("a<|im_end|>b").count(end) == 1
+    _, suffix = tokenizer.prompt_parts("a<|im_end|>b")
+    assert suffix.count(end) == 1
+    assert "a<|im_end|>b" in tokenizer.decode(suffix)
+
+
+def test_special_tokens_are_not_decoded(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("yes<|im_end|>")) == "yes"
+
+
+def test_answers_end_at_the_known_tokens(tokenizer: Tokenizer) -> None:
+    assert set(tokenizer.eos_ids) == {tokenizer.token_id("<|im_end|>"), tokenizer.token_id("<|endoftext|>")}
+
+
+def test_absent_things_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="nosuch"):
+        tokenizer.token_id("<|nosuch|>")
