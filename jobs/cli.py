@@ -327,6 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("LANCE_LOG", "error")
+    # torch's threads spin while they wait, which starves the decoder beside them; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not (sys.argv[1:] if arguments is None else arguments):
         arguments = ["--help"]
     try:

@@ -18,7 +18,7 @@ CLIP_CRF = "23"
 
 def read_frames(media: Path, start_s: float, end_s: float, fps: float) -> list[np.ndarray]:
     """Upright RGB frames (height, width, 3) uint8 shown in ``[start_s, end_s)``, at most ``fps`` per second."""
-    facts = probe(str(media), media.as_uri())
+    facts = probe(str(media), _uri(media))
     return [frame.rgb_HWC for frame in _sample(media, facts, start_s, end_s, fps)]
 
 
@@ -26,7 +26,7 @@ def cut_clip(media: Path, path: Path, start_s: float, end_s: float) -> Path:
     """Write ``[start_s, end_s)`` of ``media`` as H.264 MP4 to ``path``; the file appears whole or not at all."""
     import av
 
-    facts = probe(str(media), media.as_uri())
+    facts = probe(str(media), _uri(media))
     fps = min(facts.fps or CLIP_MAX_FPS, CLIP_MAX_FPS)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -57,9 +57,15 @@ def cut_clip(media: Path, path: Path, start_s: float, end_s: float) -> Path:
 
 def _sample(media: Path, facts: MediaProbe, start_s: float, end_s: float, fps: float) -> Iterator[SampledFrame]:
     """Frames of the sampling grid that are shown in ``[start_s, end_s)``."""
-    sampler = FrameSampler(str(media), facts, fps, uri=media.as_uri(), first_index=max(0, int(start_s * fps)))
+    first = max(0, int(start_s * fps))
+    # decord can hang where nobody watches it; PyAV gives the same pictures.
+    sampler = FrameSampler(str(media), facts, fps, uri=_uri(media), first_index=first, decoder="pyav")
     for frame in sampler:
         if frame.time_s >= end_s:
             return
         if frame.time_s >= start_s and not frame.is_context:
             yield frame
+
+
+def _uri(media: Path) -> str:
+    return f"file://{media}"

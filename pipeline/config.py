@@ -1,7 +1,8 @@
 """Settings of the whole system: composed here once, read from file and environment here only.
 
 Sections are defined beside the component they configure; functions take the narrow section they need. Precedence:
-explicit argument, ``VXL_*`` variable, the TOML file named by ``--config`` or ``VXL_CONFIG``, the default. The model's architecture is no setting: it comes from the checkpoint.
+explicit argument, ``VXL_*`` variable, the TOML file named by ``--config`` or ``VXL_CONFIG``, the default. The model's
+architecture is no setting: it comes from the checkpoint.
 """
 
 from __future__ import annotations

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from indexers.store import LanceStore
-from pipeline.config import Settings
+from pipeline.config import IngestSettings, Settings
 from pipeline.errors import ConfigError, UsageError
 from pipeline.ingest import Ingestion, Observer, dry_run_report, list_objects, open_sources, parse_key_pattern
 from pipeline.recipe import MANIFEST_NAME, Manifest, make_recipe, read_manifest, write_manifest
 from pipeline.results import IngestReport
 from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint, weights_notice
+from videoxl2.config import ModelSpec
+
+PROMPT_ROOM = 64
+TIMESTAMP_ROOM = 11
+"""Tokens of the prompt's prefix with room to spare, and of the longest usual timestamp text."""
 
 
 def run_ingest(
@@ -64,6 +70,7 @@ def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple
     dtype = (
         found.recipe.dtype if found is not None else str(choose_device(settings.device, None)[1]).removeprefix("torch.")
     )
+    check_segment_fits(info.spec, ingest)
     recipe = make_recipe(info, embedding_dim, ingest, dtype)
     if found is not None:
         found.recipe.require_equal(recipe, str(folder))
@@ -75,3 +82,19 @@ def _require_new(folder: Path) -> None:
     """A folder that holds other things is never turned into an archive."""
     if folder.is_dir() and any(entry.name != MANIFEST_NAME for entry in folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty and not an archive; name an empty or new folder")
+
+
+def check_segment_fits(spec: ModelSpec, ingest: IngestSettings) -> None:
+    """Raise ``ConfigError`` when a full segment is longer than the model's positions.
+
+    A segment that is the whole video has no length yet; it is prefilled beyond the limit, as the published code does.
+    """
+    if ingest.segment_s is None:
+        return
+    num_groups = math.ceil(ingest.segment_s * ingest.fps / spec.frames_per_group)
+    num_tokens = PROMPT_ROOM + num_groups * (spec.tokens_per_group + TIMESTAMP_ROOM)
+    if num_tokens > spec.language.max_positions:
+        raise ConfigError(
+            f"a segment of {ingest.segment_s:g} s at {ingest.fps:g} frames/s is about {num_tokens} tokens, "
+            f"the model has {spec.language.max_positions} positions; lower --segment-s or --fps"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -395,7 +396,7 @@ def _write_scratch(file: Any, part: bytes) -> None:
 
 @contextlib.contextmanager
 def _local_file(uri: str, etag: str | None) -> Iterator[LocalMedia]:
-    path = Path(uri[len("file://") :] if uri.startswith("file://") else uri)
+    path = _stored_path(uri[len("file://") :] if uri.startswith("file://") else uri)
     try:
         status = path.stat()
         with path.open("rb"):
@@ -420,6 +421,14 @@ def _is_video(name: str, suffixes: tuple[str, ...]) -> bool:
 def _storable(text: str) -> str:
     """File names are bytes: what is not UTF-8 is shown as ``\\xNN``, since tables and JSON hold only text."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _stored_path(text: str) -> Path:
+    """The file that ``_storable`` made ``text`` of; a file that is really called so comes first."""
+    if os.path.lexists(text):  # noqa: PTH110  the link itself counts
+        return Path(text)
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
+    return Path(os.fsdecode(raw))
 
 
 def _first_line(exc: Exception) -> str:

@@ -92,11 +92,16 @@ class ArchiveReader:
     def checkpoint(self) -> CheckpointInfo:
         """The checkpoint that made the archive. Raises ``ModelMismatch`` when the one found has other weights."""
         info = read_checkpoint_info(resolve_checkpoint(self.manifest.model))
-        if info.weights_digest != self.manifest.recipe.weights_digest:
-            raise ModelMismatch(
-                f"archive {str(self.folder)!r} was made with other weights of model {self.manifest.model!r}; "
-                f"it has {self.manifest.recipe.weights_digest[:12]}, this machine {info.weights_digest[:12]}"
-            )
+        recipe = self.manifest.recipe
+        for part, ours, theirs in (
+            ("model", recipe.weights_digest, info.weights_digest),
+            ("search encoder", recipe.encoder_digest, info.encoder_digest),
+        ):
+            if ours != theirs:
+                raise ModelMismatch(
+                    f"archive {str(self.folder)!r} was made with other weights of the {part} of "
+                    f"{self.manifest.model!r}: the archive has {str(ours)[:12]}, this machine {str(theirs)[:12]}"
+                )
         return info
 
     @property

@@ -34,6 +34,7 @@ class Recipe(BaseModel):
     schema_version: int
     kv_layout_version: int
     weights_digest: str
+    encoder_digest: str | None
     architecture: dict[str, Any]
     embedding_dim: int
     preprocessing: str
@@ -89,6 +90,7 @@ def make_recipe(info: CheckpointInfo, embedding_dim: int, settings: IngestSettin
         schema_version=SCHEMA_VERSION,
         kv_layout_version=KV_LAYOUT_VERSION,
         weights_digest=info.weights_digest,
+        encoder_digest=info.encoder_digest,
         architecture=json.loads(json.dumps(info.spec.to_dict())),
         embedding_dim=embedding_dim,
         preprocessing=PREPROCESSING,

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from videoxl2.model import VideoXL2
 
 
+WHOLE_VIDEO_TOKENS = 2**31
+"""Longest prefill of a video that is one segment: none in practice."""
+
+
 class SegmentEncoder:
     """Visual tokens of a segment, batch by batch, and its prefill. Recomputing at query time uses this alone.
 
@@ -69,9 +73,10 @@ class SegmentEncoder:
         """Dense KV of the segment's chunks; timestamps carry the time in the video."""
         import torch
 
-        result = self._model.prefill(
-            torch.cat(self._visual), self.group_times_s, self._recipe.prefill, self._recipe.chunk_groups
-        )
+        settings = self._recipe.prefill
+        if self._recipe.segment_s is None:  # the published whole-video mode knows no limit of positions
+            settings = settings.model_copy(update={"max_tokens": WHOLE_VIDEO_TOKENS})
+        result = self._model.prefill(torch.cat(self._visual), self.group_times_s, settings, self._recipe.chunk_groups)
         return tuple(result.chunks)
 
 
@@ -184,7 +189,7 @@ class Segment:
         )
         path = archive / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_dense_kv(path, header, [kv_to_numpy(chunk.kv_LSKMDh) for chunk in self.chunks])
+        written = write_dense_kv(path, header, [kv_to_numpy(chunk.kv_LSKMDh).data for chunk in self.chunks])
         sparse = [row for number, chunk in enumerate(self.chunks) for row in self._sparse_rows(number, chunk)]
         return SegmentRows(
             segment=self._segment_row(relative, written, sparse),

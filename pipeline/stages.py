@@ -8,6 +8,7 @@ committer does (``ingest``). Frames and KV stay inside the worker.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ class VideoIndexer:
 
     def setup(self) -> None:
         """Start the decoding process and load the model. Raises ``ModelError`` or ``ModelMismatch``."""
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads must not spin beside the decoder
         import torch
 
         from videoxl2.dual_encoder import ImageEncoder

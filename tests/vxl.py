@@ -1,4 +1,4 @@
-"""Run the command ``vxl``: in this process (fast), or in a new one (what a user does). Both give code, text and JSON."""
+"""Run the command ``vxl``: in this process (fast), or in a new one (what a user does)."""
 
 from __future__ import annotations
 

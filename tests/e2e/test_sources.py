@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,3 +174,24 @@ def test_unknown_start_is_said_and_not_invented(tmp_path: Path, clip: Path) -> N
     done = call("search", "x", "--archive", archive, "--json", "--after", "2020-01-01T00:00Z")
     assert done.code == 5
     assert "start is unknown" in done.json["coverage"]["not_indexed"][0]["reason"]
+
+
+def test_a_file_name_that_is_no_text_is_indexed(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "in").mkdir()
+    name = os.fsencode(tmp_path / "in") + b"/\xff\xfe old camera.mp4"
+    Path(os.fsdecode(name)).write_bytes(clip.read_bytes())
+    report = call("ingest", tmp_path / "in", "--archive", tmp_path / "archive", "--json").json
+    (video,) = report["videos"]
+    assert video["state"] == "indexed"
+    assert video["uri"].endswith("/\\xff\\xfe old camera.mp4")
+    done = call(
+        "ask", "x", "--archive", tmp_path / "archive", "--json", "--reuse", "recompute", "--max-new-tokens", "1"
+    )
+    assert done.json["timings"]["recompute_s"] > 0
+
+
+def test_segments_that_the_model_cannot_hold_are_refused_before_work(tmp_path: Path, clip: Path) -> None:
+    done = call("ingest", clip, "--archive", tmp_path / "archive", "--fps", "50")
+    assert done.code == 2
+    assert "--segment-s" in done.error_line
+    assert not (tmp_path / "archive").exists()
