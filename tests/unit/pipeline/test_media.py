@@ -81,16 +81,23 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     assert [media.key for media in open_source(str(inside)).list()] == ["a/real.mp4", "alias.mp4"]
 
 
-def test_a_name_that_is_not_text_is_listed_and_fails_alone(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_listed_and_found_again(tmp_path: Path) -> None:
     (tmp_path / "caf\udce9.mp4").write_bytes(b"x")
     put(tmp_path, "good.mp4")
     source = open_source(str(tmp_path))
-    bad, good = source.list()
-    assert bad.uri.encode("utf-8").endswith(b"caf\\xe9.mp4")
-    with pytest.raises(MediaChanged), source.fetch(bad, tmp_path):
-        pass
+    odd, good = source.list()
+    assert odd.uri.encode("utf-8").endswith(b"caf\\xe9.mp4")
+    with source.fetch(odd, tmp_path) as media:
+        assert Path(media.path).read_bytes() == b"x"
     with source.fetch(good, tmp_path):
         pass
+
+
+def test_a_file_that_is_really_called_so_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.mp4").write_bytes(b"bytes")
+    (tmp_path / "caf\\xe9.mp4").write_bytes(b"text")
+    with fetch_uri(f"file://{tmp_path}/caf\\xe9.mp4", None, None, tmp_path) as media:
+        assert Path(media.path).read_bytes() == b"text"
 
 
 def test_a_missing_folder_is_found_before_any_work(tmp_path: Path) -> None:
