@@ -174,6 +174,7 @@ def embeddings_schema(embedding_dim: int) -> pa.Schema:
             pa.field("end_time", _TIMESTAMP),
             _required("vector", pa.list_(pa.float32(), embedding_dim)),
             _required("motion", pa.float64()),
+            pa.field("thumbnail", pa.binary()),
         ]
     )
 

@@ -303,12 +303,18 @@ class LanceStore:
         return self._scan(CHUNKS, where, [*names, *extra]).sort_by("chunk_id").select(list(names))
 
     def embeddings(self, scope: Scope = EVERYTHING, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of ``embeddings`` of visible videos in a scope, ordered by id; all columns unless some are named."""
+        """Rows of ``embeddings`` of visible videos in a scope, ordered by id; without ``thumbnail`` unless named."""
         visibility = self._visibility(scope)
-        names = list(columns) if columns is not None else table_schema(EMBEDDINGS, self.embedding_dim).names
+        all_names = [name for name in table_schema(EMBEDDINGS, self.embedding_dim).names if name != "thumbnail"]
+        names = list(columns) if columns is not None else all_names
         extra = [name for name in ("group_id", "video_id") if name not in names]
         table = self._scan(EMBEDDINGS, self._row_filter(scope, visibility), [*names, *extra])
         return _only_shown(table, visibility).sort_by("group_id").select(names)
+
+    def thumbnail(self, group_id: str) -> bytes | None:
+        """The JPEG of one frame group; ``None`` where there is none. Does not ask whether its video is visible."""
+        found = self._scan(EMBEDDINGS, self._equals("group_id", group_id), ["thumbnail"])
+        return found["thumbnail"][0].as_py() if found.num_rows else None
 
     def search_vectors(
         self, vector: np.ndarray, scope: Scope = EVERYTHING, limit: int = 20, *, exact: bool = False

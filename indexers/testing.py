@@ -182,6 +182,7 @@ def make_segment(
                     **_times(video, group_start_s, group_start_s + GROUP_S),
                     "vector": (vector / np.linalg.norm(vector)).astype(np.float32),
                     "motion": float(rng.random()),
+                    "thumbnail": rng.bytes(40),
                 }
             )
     segment = {

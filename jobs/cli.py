@@ -136,7 +136,7 @@ def search(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--video", metavar="URI", help="Only this video; may be repeated."),
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="At most this many moments.")] = 10,
+    limit: Annotated[Optional[int], typer.Option(metavar="N", help="At most this many moments. [default: 10]")] = None,  # noqa: UP045
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> int:
@@ -144,7 +144,9 @@ def search(
     from jobs.query import run_search
 
     with claimed_stdout(as_json) as out:
-        query = open_archive(archive, config).search(text).cameras(*(camera or [])).between(after, before).limit(limit)
+        query = open_archive(archive, config).search(text).cameras(*(camera or [])).between(after, before)
+        if limit is not None:
+            query = query.limit(limit)
         for uri in video or []:
             query = query.where(video=uri)
         if time_zone:

@@ -78,6 +78,7 @@ def claimed_stdout(as_json: bool) -> Iterator[Output]:
     finally:
         try:
             stream.flush()
+            sys.stdout.flush()  # what others printed meanwhile must not come out behind the document
         finally:
             os.dup2(real, descriptor)
             stream.close()

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from indexers.lease import WriterLease, lease_holder
-from indexers.records import DELETED, FAILED, QUARANTINED, QUEUED, TABLES, VideoRow
+from indexers.records import DELETED, DELETING, FAILED, QUARANTINED, QUEUED, TABLES, VideoRow
+from indexers.store import LanceStore
 from indexers.sweep import sweep
 from pipeline.errors import UsageError
 from pipeline.media import normalise_uri
@@ -100,11 +101,27 @@ def delete(reader: ArchiveReader, uris: Iterable[str], wait_s: float) -> list[st
         rows = reader.videos()
         _require_known(named, rows)
         gone = [row for row in rows if row.uri in named]
-        for row in gone:
-            reader.store.delete_video(row.video_id)
-            reader.store.upsert_videos([_tombstone(row)])
+        erase(reader.store, gone)
+        finish_deletions(reader.store)
         sweep(reader.folder, reader.store, lease)
     return sorted({row.uri for row in gone})
+
+
+def erase(store: LanceStore, rows: Iterable[VideoRow]) -> None:
+    """Remove videos from every table but for a bare ledger row; their KV files go with the sweep that has to follow.
+
+    The row says ``deleting`` until the bare one takes its place in one commit, so ``finish_deletions`` completes a call
+    that was killed anywhere, and the video is not indexed again.
+    """
+    for row in rows:
+        store.upsert_videos([replace(row, state=DELETING)])
+        store.delete_rows(row.video_id)
+        store.upsert_videos([_tombstone(row)])
+
+
+def finish_deletions(store: LanceStore) -> None:
+    """Complete deletions that a killed process began. Goes before a sweep, which would leave no row of them."""
+    erase(store, store.videos(states=[DELETING]))
 
 
 def _tombstone(row: VideoRow) -> VideoRow:
@@ -130,6 +147,7 @@ def _require_known(named: set[str], rows: list[VideoRow]) -> None:
 def compact(reader: ArchiveReader, wait_s: float) -> dict[str, Any]:
     """Compact the tables, sweep files that nothing refers to; bytes freed by each."""
     with WriterLease(reader.folder, wait_s) as lease:
+        finish_deletions(reader.store)
         swept = sweep(reader.folder, reader.store, lease)
         report = reader.store.compact(full=True)
     return {

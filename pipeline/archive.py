@@ -354,7 +354,10 @@ def archive_folder(uri: str | Path) -> Path:
         text = text.removeprefix("file://")
     if "://" in text:
         raise ConfigError(f"an archive at {text!r} is not supported yet: give a local folder (sources may lie on S3)")
-    folder = Path(text).expanduser().absolute()
+    try:
+        folder = Path(text).expanduser().absolute()
+    except RuntimeError as exc:
+        raise ConfigError(f"the archive's address {text!r} names no folder: {exc}") from exc
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the archive's address {text!r} is a file, not a folder")
     return folder

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from indexers.records import VideoRow, rows_of
+from indexers.records import VideoRow, make_group_id, rows_of
 from indexers.scope import Scope
 from pipeline.errors import UsageError
 from pipeline.evidence import evidence_for
@@ -32,11 +32,12 @@ CANDIDATE_GROUPS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChunk:
-    """One chunk of the context: its row, its relevance, and the level its KV is used at."""
+    """One chunk of the context: its row, its relevance, its most relevant frame group, and the level of its KV."""
 
     row: dict[str, Any]
     score: float
     level: KVLevel
+    best_group_id: str
 
 
 def ask(
@@ -130,7 +131,9 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
     hits = reader.store.search_vectors(vector_E, scope, limit=CANDIDATE_GROUPS)
     chunk_scores: dict[str, float] = {}
     segment_scores: dict[str, float] = {}
-    for hit in hits:
+    best_groups: dict[str, str] = {}
+    for hit in hits:  # best first
+        best_groups.setdefault(hit.chunk_id, hit.group_id)
         for best, key in ((chunk_scores, hit.chunk_id), (segment_scores, hit.segment_id)):
             best[key] = max(best.get(key, -1.0), hit.score)
     ranked = sorted(segment_scores, key=lambda segment: (-segment_scores[segment], segment))
@@ -155,9 +158,19 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
         max_tokens=budget - headers,
     )
     return [
-        PlannedChunk(row=row, score=score, level=level)
+        PlannedChunk(
+            row=row,
+            score=score,
+            level=level,
+            best_group_id=best_groups.get(row["chunk_id"])
+            or _middle_group_id(row, reader.manifest.recipe.chunk_groups),
+        )
         for row, score, level in zip(chosen, scores, levels, strict=True)
     ]
+
+
+def _middle_group_id(row: dict[str, Any], chunk_groups: int) -> str:
+    return make_group_id(row["segment_id"], row["chunk_index"] * chunk_groups + row["num_groups"] // 2)
 
 
 _HEADER_ROOM = 64
@@ -216,7 +229,7 @@ def _citations(
                 level=chunk.level.value,
                 score=chunk.score,
                 **interval_fields(video, row["start_s"], row["end_s"]),
-                evidence=evidence_for(reader, video, row["chunk_id"], row["start_s"], row["end_s"]),
+                evidence=evidence_for(reader, video, chunk.best_group_id, row["start_s"], row["end_s"]),
             )
         )
     return tuple(citations)

@@ -119,6 +119,8 @@ def load_settings(
         *parents, leaf = dotted.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{parent}: {section!r} in {str(path)!r} is a value where a section belongs")
         section[leaf] = value
     try:
         return Settings.model_validate(values)

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from pipeline.reader import ArchiveReader
 
 
-def evidence_for(reader: ArchiveReader, video: VideoRow, chunk_id: str, start_s: float, end_s: float) -> Evidence:
-    """Evidence of ``[start_s, end_s)`` of ``video``; the thumbnail is that of ``chunk_id``."""
+def evidence_for(reader: ArchiveReader, video: VideoRow, group_id: str, start_s: float, end_s: float) -> Evidence:
+    """Evidence of ``[start_s, end_s)`` of ``video``; the thumbnail is that of the frame group ``group_id``."""
 
     def thumbnail() -> bytes | None:
-        rows = reader.store.chunks(chunk_ids=[chunk_id], columns=["thumbnail"]).to_pylist()
-        return rows[0]["thumbnail"] if rows else None
+        return reader.store.thumbnail(group_id)
 
     def clip(path: Path, pad_s: float) -> Path:
         from pipeline.clips import cut_clip

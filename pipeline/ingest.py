@@ -32,6 +32,7 @@ from indexers.records import (
 from indexers.staging import STAGED_SUFFIX, read_staged, remove_staged
 from indexers.store import LanceStore
 from indexers.sweep import STAGING_FOLDER, sweep
+from pipeline.admin import finish_deletions
 from pipeline.config import Settings
 from pipeline.keypattern import KeyPattern
 from pipeline.ledger import Verdict, after_failure, verdict
@@ -119,6 +120,7 @@ class Ingestion:
         started = time.monotonic()
         with WriterLease(self._archive, wait_s) as lease:
             self._store = LanceStore.create(self._archive, self._manifest.recipe.embedding_dim)
+            finish_deletions(self._store)
             self._rows = {row.video_id: row for row in self._store.videos()}
             self._recover_staged()
             sweep(self._archive, self._store, lease)

@@ -10,7 +10,7 @@ from indexers.store import LanceStore
 from pipeline.config import IngestSettings, Settings
 from pipeline.errors import ConfigError, UsageError
 from pipeline.ingest import Ingestion, Observer, dry_run_report, list_objects, open_sources, parse_key_pattern
-from pipeline.recipe import MANIFEST_NAME, Manifest, make_recipe, read_manifest, write_manifest
+from pipeline.recipe import Manifest, is_manifest_file, make_recipe, read_manifest, write_manifest
 from pipeline.results import IngestReport
 from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint, weights_notice
 from videoxl2.config import ModelSpec
@@ -80,7 +80,7 @@ def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple
 
 def _require_new(folder: Path) -> None:
     """A folder that holds other things is never turned into an archive."""
-    if folder.is_dir() and any(entry.name != MANIFEST_NAME for entry in folder.iterdir()):
+    if folder.is_dir() and not all(is_manifest_file(entry) for entry in folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty and not an archive; name an empty or new folder")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from indexers.records import DELETED, EXPIRED, FAILED, INDEXED, QUARANTINED, QUEUED, VideoRow
+from indexers.records import DELETED, DELETING, EXPIRED, FAILED, INDEXED, QUARANTINED, QUEUED, VideoRow
 from pipeline.tasks import StageFailure
 
 
@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     """indexed already, or known to be unreadable in this very version"""
 
 
-_GIVEN_UP = {QUARANTINED, EXPIRED, DELETED}
+_GIVEN_UP = {QUARANTINED, EXPIRED, DELETING, DELETED}
 _RETRYABLE_ERRORS = {"MediaFetchError", "MediaChanged"}
 
 

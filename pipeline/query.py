@@ -36,7 +36,7 @@ def search(reader: ArchiveReader, text: str, filters: Filters, limit: int) -> Se
                 rank=rank,
                 score=stretch.score,
                 **interval_fields(video, first.start_s, last.end_s),
-                evidence=evidence_for(reader, video, stretch.peak.chunk_id, first.start_s, last.end_s),
+                evidence=evidence_for(reader, video, stretch.peak.group_id, first.start_s, last.end_s),
             )
         )
     return SearchResult(query=text, moments=tuple(moments), coverage=coverage, notices=reader.notices)

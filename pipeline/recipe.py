@@ -8,13 +8,13 @@ and KV file. A difference is a ``ModelMismatch`` that names the field, never a s
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from indexers.container import TEMP_SUFFIX, DurableFile
 from indexers.records import SCHEMA_VERSION
 from pipeline.config import IngestSettings
 from pipeline.errors import ConfigError, ModelMismatch
@@ -112,12 +112,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except OSError as exc:
         raise ConfigError(f"cannot read archive {str(folder)!r}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the manifest {str(path)!r} is damaged: {exc}") from exc
     try:
         document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != "vxl-archive":
             raise ConfigError(f"{str(path)!r} is not the manifest of a video archive")
-        version = document.get("recipe", {}).get("schema_version")
-        if version != SCHEMA_VERSION:
+        recipe = document.get("recipe")
+        version = recipe.get("schema_version") if isinstance(recipe, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
             raise ModelMismatch(
                 f"archive {str(folder)!r} has schema version {version}, this program writes {SCHEMA_VERSION}; "
                 "use the program version that made it, or index again into a new archive"
@@ -127,13 +130,21 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ConfigError(f"the manifest {str(path)!r} is damaged: {str(exc).splitlines()[0]}") from exc
 
 
+def is_manifest_file(path: Path) -> bool:
+    """Whether ``path`` is a manifest, or what a process killed while writing one left behind."""
+    is_unfinished = path.name.startswith(f".{MANIFEST_NAME}.") and path.name.endswith(TEMP_SUFFIX)
+    return path.name == MANIFEST_NAME or is_unfinished
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``archive.json`` atomically: a reader sees the whole file or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST_NAME
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write ``archive.json`` atomically: a reader sees the whole file or none.
+
+    Raises ``ConfigError`` where the folder cannot be written to.
+    """
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    try:
+        with DurableFile(folder / MANIFEST_NAME) as durable:
+            durable.file.write(text.encode())
+            durable.commit()
+    except OSError as exc:
+        raise ConfigError(f"cannot make an archive at {str(folder)!r}: {exc.strerror}") from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +24,17 @@ MIN_SCORE = 3.0
 DEFAULT_MAX_PER_DAY = 10
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Neighbouring unusual frame groups (rows of ``embeddings``), and the most unusual of them."""
+
+    score: float
+    reason: str
+    first: dict[str, Any]
+    last: dict[str, Any]
+    peak: dict[str, Any]
+
+
 def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAULT_MAX_PER_DAY) -> AnomalyResult:
     """Events, highest score first; at most ``max_per_day`` per camera and day (of the filters' zone, else UTC).
 
@@ -39,7 +51,7 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
     for group in rows_of(reader.store.embeddings(scope, _COLUMNS)):
         camera = videos[group["video_id"]].camera
         per_camera[group["video_id"] if camera is None else camera].append(group)
-    found: list[tuple[float, list[dict[str, Any]], str]] = []
+    found: list[Candidate] = []
     threshold = MIN_SCORE
     for groups in per_camera.values():
         groups.sort(key=lambda g: (videos[g["video_id"]].start_time or _NEVER, g["video_id"], g["start_s"]))
@@ -47,31 +59,36 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
             np.array([group["motion"] for group in groups]),
             np.array([group["vector"] for group in groups], dtype=np.float64),
         )
-        per_day: dict[str, list[tuple[float, list[dict[str, Any]], str]]] = defaultdict(list)
+        per_day: dict[str, list[Candidate]] = defaultdict(list)
         for members in _runs(groups, scores):
             peak = max(members, key=lambda index: scores.score_G[index])
-            run = [groups[index] for index in members]
-            day = _day(videos[run[0]["video_id"]], run[0]["start_s"], filters)
-            per_day[day].append((float(scores.score_G[peak]), run, scores.reason(peak)))
-        for candidates in per_day.values():
-            cut = budget_threshold([score for score, _, _ in candidates], max_per_day, MIN_SCORE)
-            threshold = max(threshold, cut)
-            found.extend(candidate for candidate in candidates if candidate[0] >= cut)
-    found.sort(key=lambda item: (-item[0], item[1][0]["group_id"]))
-    events = []
-    for score, run, reason in found:
-        video, start_s, end_s = videos[run[0]["video_id"]], run[0]["start_s"], run[-1]["end_s"]
-        identity = f"{run[0]['group_id']}..{run[-1]['group_id']}"
-        events.append(
-            Event(
-                event_id=xxhash.xxh3_64_hexdigest(identity.encode()),
-                score=score,
-                reason=reason,
-                **interval_fields(video, start_s, end_s),
-                evidence=evidence_for(reader, video, run[len(run) // 2]["chunk_id"], start_s, end_s),
+            candidate = Candidate(
+                score=float(scores.score_G[peak]),
+                reason=scores.reason(peak),
+                first=groups[members[0]],
+                last=groups[members[-1]],
+                peak=groups[peak],
             )
-        )
-    return AnomalyResult(events=tuple(events), threshold=threshold, coverage=coverage)
+            per_day[_day(videos[candidate.first["video_id"]], candidate.first["start_s"], filters)].append(candidate)
+        for candidates in per_day.values():
+            cut = budget_threshold([candidate.score for candidate in candidates], max_per_day, MIN_SCORE)
+            threshold = max(threshold, cut)
+            found.extend(candidate for candidate in candidates if candidate.score >= cut)
+    found.sort(key=lambda candidate: (-candidate.score, candidate.first["group_id"]))
+    events = tuple(_event(reader, videos[candidate.first["video_id"]], candidate) for candidate in found)
+    return AnomalyResult(events=events, threshold=threshold, coverage=coverage)
+
+
+def _event(reader: ArchiveReader, video: VideoRow, candidate: Candidate) -> Event:
+    start_s, end_s = candidate.first["start_s"], candidate.last["end_s"]
+    identity = f"{candidate.first['group_id']}..{candidate.last['group_id']}"
+    return Event(
+        event_id=xxhash.xxh3_64_hexdigest(identity.encode()),
+        score=candidate.score,
+        reason=candidate.reason,
+        **interval_fields(video, start_s, end_s),
+        evidence=evidence_for(reader, video, candidate.peak["group_id"], start_s, end_s),
+    )
 
 
 _COLUMNS = ["group_id", "video_id", "chunk_id", "start_s", "end_s", "vector", "motion"]

@@ -258,6 +258,7 @@ class Segment:
             **self._times(group, group + 1),
             "vector": self.vectors_GE[group],
             "motion": float(self.motion_G[group]),
+            "thumbnail": self.thumbnails[group],
         }
 
     def _sparse_rows(self, number: int, chunk: ChunkKV) -> list[dict[str, Any]]:

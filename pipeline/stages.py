@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from indexers.errors import StoreUnavailable
 from indexers.staging import write_staged
 from indexers.sweep import STAGING_FOLDER
 from pipeline.config import Settings
@@ -81,7 +82,7 @@ class VideoIndexer:
             yield from self._index(task, facts, stage)
         except StageError:
             raise
-        except OSError as exc:
+        except (OSError, StoreUnavailable) as exc:
             if stage.name == "write":
                 raise StageError("write", f"cannot write to the archive: {exc}") from exc
             yield StageFailure.from_error(task, stage.name, exc, facts)

@@ -33,7 +33,10 @@ def to_utc(value: str | datetime | None, zone: ZoneInfo | None, option: str) -> 
         if zone is None:
             raise UsageError(f"{option}: {value!s} has no time zone; add an offset such as +01:00 or give --time-zone")
         parsed = parsed.replace(tzinfo=zone)
-    return parsed.astimezone(UTC)
+    try:
+        return parsed.astimezone(UTC)
+    except OverflowError as exc:
+        raise UsageError(f"{option}: {value!s} is outside the years 1 to 9999 in UTC") from exc
 
 
 def check_order(after: datetime | None, before: datetime | None) -> None:

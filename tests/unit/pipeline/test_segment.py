@@ -1,0 +1,222 @@
+"""Rows of a segment: their times tile it, their counts and bytes agree, their units are what the store expects."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from indexers.kv_file import DenseKVReader
+from indexers.records import SegmentRows, make_video_id, rows_of
+from pipeline.ask import sparse_tokens
+from pipeline.decode_worker import FrameBatch
+from pipeline.segment import SegmentBuilder
+from pipeline.tasks import VideoTask
+from tests.unit.pipeline.samples import START, tiny_recipe
+from videoxl2.kv import ChunkKV, KVLevel, kv_to_numpy, sparsify
+
+SIZE, EMBEDDING_DIM, VISUAL = 8, 4, 8
+RECIPE = tiny_recipe(segment_s=40.0, chunk_groups=3, embedding_dim=EMBEDDING_DIM)
+URI = "file:///footage/a.mp4"
+
+
+class FakeModel:
+    """Counts tokens as the model does; its KV says which group and token it belongs to."""
+
+    spec = SimpleNamespace(frames_per_group=4, vision=SimpleNamespace(image_size=SIZE))
+
+    def encode_frames(self, pixels_F3SS: Tensor) -> Tensor:
+        groups = -(-pixels_F3SS.shape[0] // 4)
+        return torch.zeros(groups, VISUAL, 2)
+
+    def prefill(self, visual_GPD: Tensor, times_s: list[float], settings: Any, chunk_groups: int) -> Any:
+        assert visual_GPD.shape[0] == len(times_s)
+        sizes = [(len(f"{time_s:.1f}"), VISUAL) for time_s in times_s]
+        chunks = []
+        for first in range(0, len(sizes), chunk_groups):
+            groups = tuple(sizes[first : first + chunk_groups])
+            tokens = sum(map(sum, groups))
+            kv = torch.arange(2 * 2 * 1 * tokens * 2, dtype=torch.float32).view(2, 2, 1, tokens, 2) + first
+            chunks.append(ChunkKV(kv, groups, KVLevel.DENSE))
+        return SimpleNamespace(chunks=chunks)
+
+
+class FakeImageEncoder:
+    image_size = SIZE
+
+    def embed(self, pixels_F3SS: Tensor) -> Tensor:
+        mean_F3 = pixels_F3SS.mean(dim=(2, 3))
+        return torch.cat([mean_F3, torch.ones(len(mean_F3), 1)], dim=1)
+
+
+def build(
+    num_frames: int,
+    *,
+    segment_index: int = 1,
+    duration_s: float = 500.0,
+    origin: datetime | None = START,
+    batch: int = 8,
+    segment_s: float | None = 40.0,
+) -> Any:
+    task = VideoTask(
+        video_id=make_video_id(URI, "1"),
+        uri=URI,
+        key="a.mp4",
+        etag="1",
+        size=1,
+        source="file:///footage",
+        camera="gate",
+        title="a",
+        start_time=origin,
+        time_zone=None,
+    )
+    recipe = RECIPE.model_copy(update={"segment_s": segment_s})
+    builder = SegmentBuilder(
+        model=FakeModel(),  # type: ignore[arg-type]
+        image_encoder=FakeImageEncoder(),  # type: ignore[arg-type]
+        recipe=recipe,
+        task=task,
+        facts={"duration_s": duration_s, "start_time": origin},
+        segment_index=segment_index,
+    )
+    rng = np.random.default_rng(0)
+    first_s = segment_index * (segment_s or 0.0)
+    for first in range(0, num_frames, batch):
+        count = min(batch, num_frames - first)
+        builder.add(
+            FrameBatch(
+                segment_index=segment_index,
+                first_frame_index_in_segment=first,
+                pixels_u8_FHWC=rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8),
+                embed_u8_FHWC=None,
+                times_s=[first_s + first + i for i in range(count)],
+                motion=[(first + i) / 100 for i in range(count)],
+                thumbnails=[f"{(first + i) // 4}".encode() for i in range(0, count, 4)],
+                is_segment_end=first + count == num_frames,
+            )
+        )
+    return builder.finish()
+
+
+def rows_at(tmp_path: Path, num_frames: int = 40, **options: Any) -> SegmentRows:
+    rows: SegmentRows = build(num_frames, **options).write_kv(tmp_path)
+    rows.check(EMBEDDING_DIM)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "end_s"),
+    [(40, 80.0), (38, 80.0), (25, 80.0), (1, 80.0)],
+    ids=["full", "last group of 2", "last chunk of 1 group", "one frame"],
+)
+def test_groups_and_chunks_tile_the_segment_half_open(tmp_path: Path, num_frames: int, end_s: float) -> None:
+    rows = rows_at(tmp_path, num_frames)
+    assert (rows.segment["start_s"], rows.segment["end_s"]) == (40.0, end_s)
+    for table in (rows.chunks, rows.embeddings):
+        spans = [(row["start_s"], row["end_s"]) for row in rows_of(table)]
+        assert spans[0][0] == 40.0 and spans[-1][1] == end_s
+        assert all(start < end for start, end in spans)
+        assert all(left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False))
+    groups, chunks = rows_of(rows.embeddings), {row["chunk_id"]: row for row in rows_of(rows.chunks)}
+    for group in groups:
+        chunk = chunks[group["chunk_id"]]
+        assert chunk["start_s"] <= group["start_s"] < group["end_s"] <= chunk["end_s"]
+
+
+def test_counts_agree(tmp_path: Path) -> None:
+    rows = rows_at(tmp_path, 38)
+    chunks = rows_of(rows.chunks)
+    assert [row["num_groups"] for row in chunks] == [3, 3, 3, 1]
+    assert [row["chunk_index"] for row in chunks] == [0, 1, 2, 3]
+    assert [row["group_index"] for row in rows_of(rows.embeddings)] == list(range(10))
+    segment = rows.segment
+    assert (segment["num_chunks"], segment["num_groups"], segment["num_frames"]) == (4, 10, 38)
+    assert segment["num_tokens"] == sum(row["num_tokens"] for row in chunks) == 10 * (4 + VISUAL)
+    assert segment["sparse_bytes"] == sum(len(row["kv"]) for row in rows.sparse.to_pylist())
+
+
+def test_the_wall_clock_is_the_origin_plus_media_time(tmp_path: Path) -> None:
+    rows = rows_at(tmp_path)
+    for table in (rows.chunks, rows.embeddings):
+        for row in rows_of(table):
+            assert row["start_time"] == START + timedelta(seconds=row["start_s"])
+            assert row["end_time"] == START + timedelta(seconds=row["end_s"])
+
+
+def test_footage_of_unknown_start_has_media_time_only(tmp_path: Path) -> None:
+    rows = rows_at(tmp_path, origin=None)
+    for table in (rows.chunks, rows.embeddings):
+        assert {(row["start_time"], row["end_time"]) for row in rows_of(table)} == {(None, None)}
+        assert rows_of(table)[0]["start_s"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("options", "end_s"),
+    [
+        ({"duration_s": 75.5}, 75.5),
+        ({"duration_s": 80.0}, 80.0),
+        ({"duration_s": 10.0}, 79.001),
+        ({"segment_s": None, "segment_index": 0, "duration_s": 44.4}, 44.4),
+        ({"segment_s": None, "segment_index": 0, "duration_s": 0.0}, 39.001),
+    ],
+    ids=["video ends inside", "video ends at the boundary", "duration too short", "whole video", "no duration"],
+)
+def test_a_segment_ends_at_its_boundary_or_with_the_video_and_never_before_its_last_frame(
+    tmp_path: Path, options: dict[str, Any], end_s: float
+) -> None:
+    frames = 36 if options["duration_s"] == 75.5 else 40
+    rows = rows_at(tmp_path, frames, **options)
+    assert rows.segment["end_s"] == pytest.approx(end_s)
+    assert rows_of(rows.chunks)[-1]["end_s"] == rows_of(rows.embeddings)[-1]["end_s"] == rows.segment["end_s"]
+
+
+def test_the_kv_file_holds_the_chunks_under_the_recipe_s_fingerprint(tmp_path: Path) -> None:
+    segment = build(38)
+    rows = segment.write_kv(tmp_path)
+    with DenseKVReader(tmp_path / rows.segment["kv_path"], rows.segment["kv_digest"]) as file:
+        assert file.header.fingerprint == RECIPE.fingerprint == rows.segment["fingerprint"]
+        assert (file.header.video_id, file.header.segment_index) == (segment.task.video_id, 1)
+        assert file.num_bytes == rows.segment["kv_bytes"]
+        for number, (chunk, row) in enumerate(zip(segment.chunks, rows_of(rows.chunks), strict=True)):
+            assert file.entries[number][:2] == (row["kv_offset"], row["kv_length"])
+            assert bytes(file.read_chunk(number)) == kv_to_numpy(chunk.kv_LSKMDh).tobytes()
+            assert file.header.chunk_groups[number] == chunk.groups
+
+
+def test_sparse_rows_hold_the_sparsified_chunks(tmp_path: Path) -> None:
+    segment = build(38)
+    rows = segment.write_kv(tmp_path)
+    stored: dict[str, bytes] = {}
+    for row in rows.sparse.sort_by([("chunk_id", "ascending"), ("part", "ascending")]).to_pylist():
+        stored[row["chunk_id"]] = stored.get(row["chunk_id"], b"") + row["kv"]
+    for chunk, row in zip(segment.chunks, rows_of(rows.chunks), strict=True):
+        pooled = sparsify(chunk, RECIPE.compression)
+        assert len(stored[row["chunk_id"]]) == pooled.num_bytes
+        assert sparse_tokens(row, RECIPE.compression) == pooled.num_tokens
+
+
+def test_vectors_and_motion_are_means_of_their_group(tmp_path: Path) -> None:
+    segment = build(38)
+    groups = rows_of(segment.write_kv(tmp_path).embeddings)
+    assert groups[0]["motion"] == pytest.approx(np.mean([0.00, 0.01, 0.02, 0.03]))
+    assert groups[9]["motion"] == pytest.approx(np.mean([0.36, 0.37]))
+    assert np.linalg.norm([group["vector"] for group in groups], axis=1) == pytest.approx(1.0)
+
+
+def test_a_chunk_shows_its_middle_group(tmp_path: Path) -> None:
+    shown = [row["thumbnail"] for row in rows_of(rows_at(tmp_path, 38).chunks)]
+    assert shown == [b"1", b"4", b"7", b"9"]
+
+
+def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
+    """A batch holds whole frame groups, so that groups never straddle two of them."""
+    once, twice = rows_at(tmp_path / "a", 40, batch=40), rows_at(tmp_path / "b", 40, batch=4)
+    assert once.segment == twice.segment
+    assert once.chunks == twice.chunks and once.sparse == twice.sparse
+    assert [row["group_id"] for row in rows_of(once.embeddings)] == [row["group_id"] for row in rows_of(twice.embeddings)]
