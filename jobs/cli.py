@@ -323,6 +323,18 @@ def demo(
         return run(folder, source, minutes, out)
 
 
+@app.command()
+def parity(
+    folder: Annotated[str, typer.Argument(help="Folder of recorded tensors (config.json, weights, tensors).")],
+    as_json: JsonOption = False,
+) -> int:
+    """Compute a recording of the published model again and report the largest difference of each stage."""
+    from jobs.parity import run
+
+    with claimed_stdout(as_json) as out:
+        return run(folder, out)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``vxl``; the exit code. ``vxl`` alone prints the help."""
     from typer.exceptions import TyperException

@@ -116,16 +116,31 @@ def _archive(folder: Path, settings: Settings) -> tuple[str, str]:
 
 
 def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
-    from indexers.sweep import find_orphans, missing_kv
+    from indexers.errors import CorruptKV, MissingKV
+    from indexers.kv_file import DenseKVReader
+    from indexers.sweep import find_orphans
     from pipeline.reader import ArchiveReader
 
     store = ArchiveReader(folder, settings).store
-    missing, orphans = missing_kv(store), find_orphans(folder, store)
-    if missing:
-        return PROBLEM, f"{len(missing)} segments have lost their KV file, for example {missing[0].kv_path}"
-    if orphans:
+    missing, wrong = [], []
+    for segment in store.segments_of():
+        if segment.kv_path is None:
+            continue
+        try:
+            DenseKVReader(folder / segment.kv_path, segment.kv_digest).close()
+        except MissingKV:
+            missing.append(segment.kv_path)
+        except CorruptKV:
+            wrong.append(segment.kv_path)
+    if missing or wrong:
+        shown = (missing + wrong)[0]
+        return PROBLEM, (
+            f"{len(missing)} segments have lost their KV file, {len(wrong)} have one that is not the committed one, "
+            f"for example {shown}; vxl ask recomputes missing ones from the video, or delete and ingest the video again"
+        )
+    if orphans := find_orphans(folder, store):
         return WARNING, f"{len(orphans)} files that nothing refers to; the next ingest or vxl compact removes them"
-    return OK, "every referenced file is there, nothing is left over"
+    return OK, "every referenced file is there and the one that was committed; nothing is left over"
 
 
 def _disk(folder: Path) -> tuple[str, str]:

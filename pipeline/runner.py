@@ -116,7 +116,13 @@ class RayRunner:
             raise ConfigError("the ray runner needs the package 'ray': pip install 'ray>=2.50'") from exc
 
         if not ray.is_initialized():
-            local = {"num_cpus": max(os.cpu_count() or 1, 2), "include_dashboard": False, "object_store_memory": 2**28}
+            # "local": without an address Ray joins whatever cluster it finds on this machine.
+            local = {
+                "address": "local",
+                "num_cpus": max(os.cpu_count() or 1, 2),
+                "include_dashboard": False,
+                "object_store_memory": 2**28,
+            }
             options = {"address": self._settings.ray_address} if self._settings.ray_address else local
             try:
                 with warnings.catch_warnings():

@@ -209,10 +209,11 @@ class _BlockAttention:
 
 @dataclass(frozen=True, eq=False)
 class MaskedPrefill:
-    """Result of the reference pass: the video's KV, and hidden states [M, D] of every token with the suffix."""
+    """Result of the reference pass: the video's KV, the suffix's, and hidden states [M, D] of every token of both."""
 
     result: PrefillResult
     hidden_MD: Tensor
+    suffix_kv_LSKMDh: Tensor
 
 
 @torch.no_grad()
@@ -238,7 +239,8 @@ def prefill_masked(
         chunk_kv = kv_LSKMDh[:, :, :, start:stop].contiguous()
         chunks.append(ChunkKV(chunk_kv, layout.group_sizes(first, end), KVLevel.DENSE))
     prefix_kv = kv_LSKMDh[:, :, :, : layout.visual_start].contiguous()
-    return MaskedPrefill(PrefillResult(prefix_kv, chunks, tuple(group_times_s)), hidden_BMD[0])
+    result = PrefillResult(prefix_kv, chunks, tuple(group_times_s))
+    return MaskedPrefill(result, hidden_BMD[0], kv_LSKMDh[:, :, :, layout.length :])
 
 
 def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:

@@ -96,12 +96,12 @@ DUAL_ENCODER_TABLE = KeyTable(
 def load_weights(
     module: nn.Module, folder: Path | str, table: KeyTable, *, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Fill ``module`` (built on the meta device) from a folder's safetensors files, one tensor at a time.
+    """Fill ``module`` (built on the meta device) from a folder's safetensors files or one file, a tensor at a time.
 
     Every parameter must be there in its shape and every key must be known or ignored; otherwise ``CheckpointMismatch``
     lists all that differs, before anything is read. Parameters come out frozen, on ``device``, in ``dtype``.
     """
-    files = weight_files(Path(folder))
+    files = [Path(folder)] if Path(folder).is_file() else weight_files(Path(folder))
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     plan = _plan_reading(files, table, shapes, str(folder))
     for path, keys in plan.items():

@@ -141,7 +141,6 @@ class FakeStore:
                     "group_time_tokens": [3] * groups,
                     "motion": 0.0,
                     "novelty": None,
-                    "thumbnail": None,
                     "kv_offset": 0,
                     "kv_length": 0,
                 }

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from videoxl2.training.painter import add_glow
 from videoxl2.training.scene import Actor, Bag, Dog, Person, Pose, Scene, Vehicle
-from videoxl2.training.scenery import GATE_HALF_WIDTH, Scenery, add_glow, build_scenery
+from videoxl2.training.scenery import GATE_HALF_WIDTH, Scenery, build_scenery
 from videoxl2.training.sprites import (
     Canvas,
     Frame3D,

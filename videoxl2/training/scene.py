@@ -15,10 +15,14 @@ from datetime import datetime
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from videoxl2.training.conditions import Conditions
+    from videoxl2.training.places import Place
 
 Colour = Literal[
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "grey", "silver", "black"
@@ -39,7 +43,7 @@ COLOURS: Mapping[Colour, tuple[int, int, int]] = {
     "black": (30, 30, 34),
 }
 
-SceneryKind = Literal["gate", "parking", "corridor"]
+SceneryKind = Literal["gate", "parking", "corridor", "street", "shop"]
 
 _TRACK_RATE = 25.0
 
@@ -181,7 +185,10 @@ def _article(colour: Colour) -> str:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody on foot. A running gait is drawn when the track is fast (over 2.6 m/s)."""
+    """Somebody on foot. A running gait is drawn when the track is fast (over 2.6 m/s).
+
+    ``falls`` are the intervals from losing balance to being up again; between them the person lies on the ground.
+    """
 
     actor_id: str
     track: Track
@@ -191,6 +198,7 @@ class Person:
     skin: tuple[int, int, int] = (214, 168, 138)
     height_m: float = 1.76
     has_hood: bool = False
+    falls: tuple[tuple[float, float], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -252,8 +260,79 @@ class Dog:
 
 
 @dataclass(frozen=True)
+class Bicycle:
+    """A bicycle with its rider: the colour that is seen of it is the rider's shirt."""
+
+    actor_id: str
+    track: Track
+    shirt: Colour
+    trousers: Colour = "black"
+    skin: tuple[int, int, int] = (214, 168, 138)
+
+    @property
+    def kind(self) -> str:
+        return "bicycle"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {"shirt": self.shirt}
+
+    @property
+    def words(self) -> str:
+        return f"a cyclist in {_article(self.shirt)} {self.shirt} shirt"
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """Smoke that rises from a place on the ground while its track lasts (two waypoints at one place)."""
+
+    actor_id: str
+    track: Track
+
+    @property
+    def kind(self) -> str:
+        return "smoke"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def words(self) -> str:
+        return "smoke"
+
+
+@dataclass(frozen=True)
+class Doorway:
+    """An open door of a random place: the opening between two corners on the ground, present while it is open.
+
+    ``ends`` are the corners ``(x, z)`` of the opening, the hinge first; the leaf swings away from the camera.
+    """
+
+    actor_id: str
+    track: Track
+    ends: tuple[tuple[float, float], tuple[float, float]]
+    height_m: float = 2.1
+
+    @property
+    def kind(self) -> str:
+        return "door"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def words(self) -> str:
+        return "a door"
+
+
+@dataclass(frozen=True)
 class Bag:
-    """A bag or suitcase in a person's hand from ``taken_s`` until ``dropped_s``, then on the ground until ``end_s``."""
+    """A bag or suitcase in its carrier's hand until ``dropped_s``, then on the ground until ``end_s``.
+
+    Somebody else (or the same person) may pick it up: ``picker_id`` carries it from ``picked_s`` on.
+    """
 
     actor_id: str
     carrier_id: str
@@ -261,6 +340,8 @@ class Bag:
     shape: Literal["bag", "suitcase"] = "bag"
     dropped_s: float = float("inf")
     end_s: float = float("inf")
+    picked_s: float = float("inf")
+    picker_id: str | None = None
 
     @property
     def kind(self) -> str:
@@ -275,7 +356,7 @@ class Bag:
         return f"{_article(self.colour)} {self.colour} {self.shape}"
 
 
-Actor = Person | Vehicle | Dog | Bag
+Actor = Person | Vehicle | Bicycle | Dog | Bag | Smoke | Doorway
 
 
 @dataclass(frozen=True)
@@ -288,7 +369,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Action:
-    """One labelled action. ``kind``: enter, leave, stop, run, drop, park, drive, walk, meet, flash."""
+    """One labelled action. ``kind`` is a word of ``footage``'s verbs: enter, leave, stop, run, drop, meet, ..."""
 
     kind: str
     actor_id: str
@@ -305,7 +386,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything one video shows. ``start`` is the local wall-clock time of its first picture, without a zone."""
+    """Everything one video shows. ``start`` is the local wall-clock time of its first picture, without a zone.
+
+    A random scene has a ``place`` and the ``conditions`` it is seen in; without them the demo's scenery is shown.
+    """
 
     camera: Camera
     start: datetime
@@ -314,6 +398,8 @@ class Scene:
     actors: Sequence[Actor]
     actions: Sequence[Action] = field(default_factory=tuple)
     openings: Sequence[Opening] = field(default_factory=tuple)
+    place: Place | None = None
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         ids = [actor.actor_id for actor in self.actors]

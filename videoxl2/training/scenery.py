@@ -14,23 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
+from videoxl2.training.painter import Floats, Painter, Texture, add_glow, brick, prop, shade, softened, stamp
 from videoxl2.training.scene import Camera, Colour, Pose, Track, Vehicle
-from videoxl2.training.sprites import (
-    RGB,
-    Canvas,
-    Frame3D,
-    Sprite,
-    draw_box,
-    draw_vehicle,
-    shadow_mask,
-    vehicle_footprint,
-)
-
-Floats = NDArray[np.float32]
-_OVERSAMPLE = 2
+from videoxl2.training.sprites import draw_vehicle, vehicle_footprint
 
 
 @dataclass(frozen=True)
@@ -67,104 +54,6 @@ def build_scenery(camera: Camera, seed: int) -> Scenery:
     return {"gate": _gate, "parking": _parking, "corridor": _corridor}[camera.scenery](camera, rng)
 
 
-# --- texture ------------------------------------------------------------------------------------------------------
-
-
-class Texture:
-    """Smooth seeded noise over the plane, about -1..1, cheap to look up at many points."""
-
-    def __init__(self, rng: np.random.Generator, size: int = 256) -> None:
-        self._grid = rng.normal(0.0, 0.6, (size, size)).astype(np.float32)
-
-    def __call__(self, a: Floats, b: Floats, cell: float) -> Floats:
-        """Values at points ``(a, b)`` with features of about ``cell`` in the same unit."""
-        size = self._grid.shape[0]
-        fa, fb = np.nan_to_num(a / cell), np.nan_to_num(b / cell)
-        ia, ib = np.floor(fa), np.floor(fb)
-        ta, tb = fa - ia, fb - ib
-        ia, ib = ia.astype(np.int64) % size, ib.astype(np.int64) % size
-        ja, jb = (ia + 1) % size, (ib + 1) % size
-        g = self._grid
-        low = g[ia, ib] * (1 - tb) + g[ia, jb] * tb
-        high = g[ja, ib] * (1 - tb) + g[ja, jb] * tb
-        return np.asarray(low * (1 - ta) + high * ta, dtype=np.float32)
-
-
-@dataclass
-class _Painter:
-    """A picture at twice the size under construction, with the ray of every pixel."""
-
-    camera: Camera
-    rgb: Floats
-    depth: Floats
-    dx: Floats
-    dy: Floats
-
-    @classmethod
-    def of(cls, camera: Camera) -> _Painter:
-        rows, columns = camera.height * _OVERSAMPLE, camera.width * _OVERSAMPLE
-        column = (np.arange(columns, dtype=np.float32) + 0.5) / _OVERSAMPLE
-        row = (np.arange(rows, dtype=np.float32) + 0.5) / _OVERSAMPLE
-        dx, dy = np.meshgrid((column - camera.width / 2) / camera.focal_px, (camera.horizon_px - row) / camera.focal_px)
-        depth = np.full((rows, columns), np.inf, dtype=np.float32)
-        black = np.zeros((rows, columns, 3), np.float32)
-        return cls(camera, black, depth, dx.astype(np.float32), dy.astype(np.float32))
-
-    def ground(self) -> tuple[NDArray[np.bool_], Floats, Floats]:
-        """Which pixels look at the ground, and where (x, z) their ray meets it."""
-        below = self.dy < -1e-4
-        z = np.where(below, self.camera.height_m / np.where(below, -self.dy, 1.0), 1e4).astype(np.float32)
-        return below, (self.dx * z).astype(np.float32), z
-
-    def paint(self, where: NDArray[np.bool_], colour: RGB, tone: Floats | float = 1.0) -> None:
-        values = np.asarray(colour, np.float32) * np.broadcast_to(np.asarray(tone, np.float32), where.shape)[..., None]
-        self.rgb[where] = values[where]
-
-    def finished(self) -> tuple[Floats, Floats]:
-        """Colours averaged down and the nearest depth kept, at the camera's size."""
-        h, w = self.camera.height, self.camera.width
-        rgb = self.rgb.reshape(h, _OVERSAMPLE, w, _OVERSAMPLE, 3).mean(axis=(1, 3))
-        return rgb.astype(np.float32), self.depth[::_OVERSAMPLE, ::_OVERSAMPLE].copy()
-
-
-def _stamp(
-    rgb: Floats, depth: Floats, sprite: Sprite | None, z: float, light: tuple[float, float, float] = (1, 1, 1)
-) -> None:
-    """Draw a finished prop into the background, with its depth."""
-    if sprite is None:
-        return
-    rows, columns = sprite.alpha_HW.shape
-    area = np.s_[sprite.top : sprite.top + rows, sprite.left : sprite.left + columns]
-    alpha = sprite.alpha_HW[..., None]
-    rgb[area] = rgb[area] * (1 - alpha) + sprite.rgb_HW3 * np.asarray(light, np.float32) * alpha
-    depth[area] = np.where(sprite.alpha_HW > 0.5, z, depth[area])
-
-
-def _prop(
-    camera: Camera,
-    x: float,
-    z: float,
-    length: float,
-    width: float,
-    low: float,
-    high: float,
-    colour: RGB,
-    heading: float = 0.0,
-) -> Sprite | None:
-    canvas = Canvas(camera)
-    draw_box(canvas, Frame3D(x, z, heading), length, width, low, high, colour)
-    return canvas.rasterise()
-
-
-def _brick(texture: Texture, along: Floats, up: Floats) -> Floats:
-    """Tone of a brick wall at points along and up the wall (metres)."""
-    course = np.floor(up / 0.16)
-    offset = along + np.where(course % 2 == 0, 0.0, 0.2)
-    joint = ((up % 0.16) < 0.022) | ((offset % 0.4) < 0.025)
-    each = texture(np.floor(offset / 0.4) * 7.3, course * 3.1, 1.0) * 0.11
-    return np.where(joint, 1.22, 1.0 + each + texture(along, up, 0.6) * 0.05).astype(np.float32)
-
-
 # --- gate: daylight, a drive through a brick wall -----------------------------------------------------------------
 
 GATE_WALL_Z = 21.0
@@ -172,7 +61,7 @@ GATE_HALF_WIDTH = 3.3
 
 
 def _gate(camera: Camera, rng: np.random.Generator) -> Scenery:
-    texture, painter = Texture(rng), _Painter.of(camera)
+    texture, painter = Texture(rng), Painter.of(camera)
     below, x, z = painter.ground()
     haze = np.clip((z - 20) / 160, 0, 0.55)
 
@@ -214,42 +103,30 @@ def _gate(camera: Camera, rng: np.random.Generator) -> Scenery:
     wall_up = camera.height_m + painter.dy * GATE_WALL_Z
     wall_x = painter.dx * GATE_WALL_Z
     wall = (wall_up >= 0) & (wall_up < 2.5) & (np.abs(wall_x) > GATE_HALF_WIDTH + 0.3)
-    painter.paint(wall, (150, 92, 72), _brick(texture, wall_x, wall_up))
+    painter.paint(wall, (150, 92, 72), brick(texture, wall_x, wall_up))
     painter.paint(wall & (wall_up > 2.36), (188, 182, 172))
     painter.depth[wall] = GATE_WALL_Z
 
     rgb, depth = painter.finished()
-    _shade(rgb, camera, [(-14, 20.9, 0), (-3.6, 20.9, 0), (-3.6, 19.2, 0), (-14, 19.2, 0)], 0.42)
-    _shade(rgb, camera, [(3.6, 20.9, 0), (14, 20.9, 0), (14, 19.2, 0), (3.6, 19.2, 0)], 0.42)
+    shade(rgb, camera, [(-14, 20.9, 0), (-3.6, 20.9, 0), (-3.6, 19.2, 0), (-14, 19.2, 0)], 0.42)
+    shade(rgb, camera, [(3.6, 20.9, 0), (14, 20.9, 0), (14, 19.2, 0), (3.6, 19.2, 0)], 0.42)
     for side in (-1, 1):
         place = side * (GATE_HALF_WIDTH + 0.45)
-        _stamp(
-            rgb, depth, _prop(camera, place, GATE_WALL_Z - 0.1, 0.7, 0.7, 0.0, 2.95, (172, 162, 148)), GATE_WALL_Z - 0.3
+        stamp(
+            rgb, depth, prop(camera, place, GATE_WALL_Z - 0.1, 0.7, 0.7, 0.0, 2.95, (172, 162, 148)), GATE_WALL_Z - 0.3
         )
-        _stamp(
-            rgb, depth, _prop(camera, place, GATE_WALL_Z - 0.1, 0.9, 0.9, 2.95, 3.1, (196, 190, 178)), GATE_WALL_Z - 0.3
+        stamp(
+            rgb, depth, prop(camera, place, GATE_WALL_Z - 0.1, 0.9, 0.9, 2.95, 3.1, (196, 190, 178)), GATE_WALL_Z - 0.3
         )
-    _shade(rgb, camera, [(5.0, 17.6, 0), (8.4, 17.6, 0), (7.2, 14.8, 0), (3.8, 14.8, 0)], 0.4)
-    _stamp(rgb, depth, _prop(camera, 6.9, 18.3, 2.6, 2.2, 0.0, 2.5, (204, 200, 188)), 17.2)  # gatehouse
-    _stamp(rgb, depth, _prop(camera, 6.9, 18.3, 3.0, 2.6, 2.5, 2.66, (92, 98, 104)), 17.0)
-    _stamp(rgb, depth, _prop(camera, 6.9, 17.18, 1.9, 0.02, 1.05, 2.1, (66, 82, 96)), 17.1)
-    _stamp(rgb, depth, _prop(camera, 5.58, 18.3, 0.02, 1.5, 1.05, 2.1, (74, 90, 104)), 17.15)
-    _stamp(
-        rgb, depth, _prop(camera, GATE_HALF_WIDTH + 0.75, 17.9, 0.45, 0.45, 0.0, 1.05, (196, 60, 44)), 17.7
+    shade(rgb, camera, [(5.0, 17.6, 0), (8.4, 17.6, 0), (7.2, 14.8, 0), (3.8, 14.8, 0)], 0.4)
+    stamp(rgb, depth, prop(camera, 6.9, 18.3, 2.6, 2.2, 0.0, 2.5, (204, 200, 188)), 17.2)  # gatehouse
+    stamp(rgb, depth, prop(camera, 6.9, 18.3, 3.0, 2.6, 2.5, 2.66, (92, 98, 104)), 17.0)
+    stamp(rgb, depth, prop(camera, 6.9, 17.18, 1.9, 0.02, 1.05, 2.1, (66, 82, 96)), 17.1)
+    stamp(rgb, depth, prop(camera, 5.58, 18.3, 0.02, 1.5, 1.05, 2.1, (74, 90, 104)), 17.15)
+    stamp(
+        rgb, depth, prop(camera, GATE_HALF_WIDTH + 0.75, 17.9, 0.45, 0.45, 0.0, 1.05, (196, 60, 44)), 17.7
     )  # barrier's box
     return Scenery(rgb, depth, lambda _x, _z: (1.0, 0.99, 0.96), (-0.55, -0.35), 2.2)
-
-
-def _shade(
-    rgb: Floats, camera: Camera, ground: list[tuple[float, float, float]], strength: float, softness: float = 0.25
-) -> None:
-    """Darken a polygon on the ground, points ``(x, z, up)``."""
-    points = np.asarray([(x, up, z) for x, z, up in ground])
-    mask = shadow_mask(camera, points, softness)
-    if mask is not None:
-        left, top, soft = mask
-        rows, columns = soft.shape
-        rgb[top : top + rows, left : left + columns] *= 1 - strength * soft[..., None]
 
 
 # --- parking: a lot at night under lamps --------------------------------------------------------------------------
@@ -284,7 +161,7 @@ def _lamp_light(x: Floats | float, z: Floats | float) -> Floats:
 
 
 def _parking(camera: Camera, rng: np.random.Generator) -> Scenery:
-    texture, painter = Texture(rng), _Painter.of(camera)
+    texture, painter = Texture(rng), Painter.of(camera)
     below, x, z = painter.ground()
     painter.rgb[:] = np.asarray((20, 24, 38), np.float32) + np.clip(0.05 - painter.dy, 0, 0.05)[..., None] * 300
 
@@ -311,7 +188,7 @@ def _parking(camera: Camera, rng: np.random.Generator) -> Scenery:
     up, along = camera.height_m + painter.dy * wall_z, painter.dx * wall_z
     wall = (up >= 0) & (up < 11.0)
     glow = _lamp_light(along, np.full_like(along, 36.0)) * np.clip(1.0 - up / 13.0, 0.25, 1)[..., None] * 0.62
-    painter.paint(wall, (142, 126, 112), _brick(texture, along, up))
+    painter.paint(wall, (142, 126, 112), brick(texture, along, up))
     painter.rgb[wall] *= glow[wall]
     cell_x, cell_up = along % 4.2, up % 3.4
     pane = wall & (cell_x > 1.2) & (cell_x < 3.0) & (cell_up > 1.1) & (cell_up < 2.6)
@@ -331,13 +208,13 @@ def _parking(camera: Camera, rng: np.random.Generator) -> Scenery:
         )
         pose = Pose(bay_x, bay_z, -math.pi / 2 if bay % 2 else math.pi / 2, 0.0, 0.0)
         corners = [(float(px), float(pz), 0.0) for px, _, pz in vehicle_footprint(vehicle, pose)]
-        _shade(rgb, camera, corners, 0.6, 0.5)
+        shade(rgb, camera, corners, 0.6, 0.5)
         red, green, blue = _lamp_light(bay_x, bay_z)
-        _stamp(rgb, depth, draw_vehicle(camera, vehicle, pose), bay_z - 1.0, (red, green, blue))
+        stamp(rgb, depth, draw_vehicle(camera, vehicle, pose), bay_z - 1.0, (red, green, blue))
         parked[name] = (vehicle, pose)
     for lamp_x, lamp_z, _ in _LAMPS[:3]:
-        _stamp(
-            rgb, depth, _prop(camera, lamp_x, lamp_z + 0.3, 0.16, 0.16, 0.0, 7.2, (88, 90, 94)), lamp_z, (0.8, 0.8, 0.8)
+        stamp(
+            rgb, depth, prop(camera, lamp_x, lamp_z + 0.3, 0.16, 0.16, 0.0, 7.2, (88, 90, 94)), lamp_z, (0.8, 0.8, 0.8)
         )
         head = camera.project(np.asarray([lamp_x, 7.25, lamp_z]))
         add_glow(rgb, float(head[0]), float(head[1]), camera.pixels_per_metre(lamp_z) * 0.32, (255, 244, 214), 1.0)
@@ -348,19 +225,6 @@ def _parking(camera: Camera, rng: np.random.Generator) -> Scenery:
         return red, green, blue
 
     return Scenery(rgb, depth, light_at, None, 3.2, parked=parked)
-
-
-def add_glow(rgb: Floats, column: float, row: float, radius: float, colour: RGB, strength: float) -> None:
-    """Add a soft round light to a picture, in place."""
-    reach = math.ceil(radius * 3)
-    top, bottom = max(0, int(row) - reach), min(rgb.shape[0], int(row) + reach + 1)
-    left, right = max(0, int(column) - reach), min(rgb.shape[1], int(column) + reach + 1)
-    if bottom <= top or right <= left:
-        return
-    rows = np.arange(top, bottom, dtype=np.float32)[:, None] - row
-    columns = np.arange(left, right, dtype=np.float32)[None, :] - column
-    mask = np.exp(-(rows**2 + columns**2) / (2 * (radius / 1.4) ** 2)) * strength
-    rgb[top:bottom, left:right] += mask[..., None].astype(np.float32) * np.asarray(colour, np.float32)
 
 
 # --- corridor: indoor, doors on both sides ------------------------------------------------------------------------
@@ -399,7 +263,7 @@ def _corridor(camera: Camera, rng: np.random.Generator) -> Scenery:
 
 def _corridor_view(camera: Camera, texture: Texture, open_doors: frozenset[str]) -> tuple[Floats, Floats]:
     """The corridor's picture and depth with the named doors open."""
-    painter = _Painter.of(camera)
+    painter = Painter.of(camera)
     dx, dy, half, h = painter.dx, painter.dy, CORRIDOR_HALF_WIDTH, camera.height_m
     to_side = half / np.maximum(np.abs(dx), 1e-6)
     to_floor = np.where(dy < 0, h / np.maximum(-dy, 1e-6), 1e6)
@@ -453,11 +317,4 @@ def _corridor_view(camera: Camera, texture: Texture, open_doors: frozenset[str])
     poster = is_wall & (dx > 0) & (z > 5.2) & (z < 6.3) & (up > 1.25) & (up < 2.05)
     painter.paint(poster, (232, 228, 214), lamps)
     painter.paint(poster & (z > 5.35) & (z < 6.15) & (up > 1.5) & (up < 1.92), (92, 132, 160), lamps)
-    return _softened(painter)
-
-
-def _softened(painter: _Painter) -> tuple[Floats, Floats]:
-    """The finished picture with the slight blur of a cheap lens."""
-    rgb, depth = painter.finished()
-    picture = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
-    return np.asarray(picture, dtype=np.float32).copy(), depth
+    return softened(painter)
