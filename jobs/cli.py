@@ -14,6 +14,8 @@ import typer
 
 from jobs.output import Output, claimed_stdout, configure_logging
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="vxl",
     help="A video archive you can ask: index footage once, search and question it later from stored KV.",
@@ -347,6 +349,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["--help"]
     try:
         code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns an interrupt into this code and says nothing
+            print("vxl: stopped", file=sys.stderr)
     except typer.Exit as exc:
         code = exc.exit_code
     except TyperException as exc:
@@ -354,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = exc.exit_code
     except (typer.Abort, KeyboardInterrupt):
         print("vxl: stopped", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except Exception as exc:
         code = report_error(exc)
     return code if isinstance(code, int) else 0

@@ -152,6 +152,11 @@ class ArchiveReader:
             time_zone=filters.zone.key if filters.zone else None,
         )
         coverage = coverage_of(
-            rows, cameras=filters.cameras, video_ids=video_ids, after=filters.after, before=filters.before
+            rows,
+            cameras=filters.cameras,
+            video_ids=video_ids,
+            after=filters.after,
+            before=filters.before,
+            clock=scope.clock,
         )
         return scope, coverage

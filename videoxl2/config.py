@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from videoxl2.errors import ModelError
 
@@ -280,12 +280,25 @@ class PrefillSettings(_Settings):
 
     block_groups: int = Field(default=4, ge=1, description="Frame groups in one prefill block.")
     previous_blocks: int = Field(default=3, ge=1, description="Earlier blocks that visual tokens of a block see whole.")
-    mode: Literal["chunked", "plain"] = Field(
-        default="chunked", description="chunked: the block window above; plain: every token sees everything earlier."
+    mode: Literal["chunked", "bounded", "plain"] = Field(
+        default="chunked",
+        description="chunked: visual tokens see the block window above, timestamp tokens everything earlier, as "
+        "published; bounded: timestamp tokens see the window too; plain: every token sees everything earlier.",
+    )
+    timestamp_groups: int | None = Field(
+        default=None,
+        ge=0,
+        description="Frame groups before the window whose timestamps are seen in the bounded mode; None: all of them.",
     )
     max_tokens: int | None = Field(
         default=None, ge=1, description="Longest sequence in tokens; None takes the checkpoint's position limit."
     )
+
+    @model_validator(mode="after")
+    def _timestamps_are_limited_in_bounded_mode_only(self) -> PrefillSettings:
+        if self.timestamp_groups is not None and self.mode != "bounded":
+            raise ValueError(f"timestamp_groups has no effect in mode {self.mode!r}; it needs mode 'bounded'")
+        return self
 
 
 class LevelSettings(_Settings):
@@ -295,9 +308,17 @@ class LevelSettings(_Settings):
     compression: int = Field(default=4, ge=1, description="Visual tokens pooled into one in sparse KV.")
     dense_first_last: bool = Field(default=True, description="Always take the first and the last chunk dense.")
     max_dense_chunks: int = Field(default=8, ge=0, description="Highest-scoring chunks that are taken dense.")
+    neighbours: int = Field(
+        default=0, ge=0, description="Chunks on either side of a highest-scoring one that are taken dense with it."
+    )
 
 
 class GenerationSettings(_Settings):
-    """How an answer is generated. Decoding is greedy without repetition penalty, as in the published evaluation."""
+    """How an answer is generated; the default is greedy without repetition penalty, as in the published evaluation."""
 
     max_new_tokens: int = Field(default=64, ge=1, description="Longest answer in tokens.")
+    temperature: float = Field(default=0.0, ge=0, description="0: the likeliest token; above: sampling, flatter.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Sampling keeps the likeliest tokens that make up this probability."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of sampling; without effect at temperature 0.")

@@ -51,8 +51,10 @@ def select_levels(
     """The level of each chunk by its relevance score: the best ``max_dense_chunks``, first and last, are dense.
 
     With ``max_tokens`` (and each chunk's size at both levels) chunks become dense in the order first, last, then by
-    falling score, and the first that does not fit ends it, so a larger budget always contains a smaller one. Equal
-    scores go to the earlier chunk. Raises ``ContextOverflow`` when not even all-sparse fits.
+    falling score, each followed by its ``neighbours`` from the nearest on, and the first that does not fit ends it, so
+    a larger budget always contains a smaller one. The budget may be in bytes when the sizes are. Neighbours do not
+    count as one of ``max_dense_chunks``. Equal scores go to the earlier chunk. Raises ``ContextOverflow`` when not
+    even all-sparse fits.
     """
     if any(math.isnan(score) for score in scores):
         raise ValueError("a score is NaN")
@@ -66,7 +68,9 @@ def select_levels(
         room = max_tokens - sum(sparse_tokens)
         if room < 0:
             raise ContextOverflow(sum(sparse_tokens), max_tokens)
-    for chunk in dict.fromkeys([*always, *ranked]):
+    offsets = [0, *(side * step for step in range(1, settings.neighbours + 1) for side in (-1, 1))]
+    wanted = (chunk + offset for chunk in ranked for offset in offsets)
+    for chunk in dict.fromkeys([*always, *(chunk for chunk in wanted if 0 <= chunk < len(scores))]):
         if dense_tokens is not None and sparse_tokens is not None:
             room -= dense_tokens[chunk] - sparse_tokens[chunk]
         if room < 0:

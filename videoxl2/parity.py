@@ -146,9 +146,7 @@ class Comparison:
             return
         pixels = frames_to_pixels(self.recording.need("preprocess.input_u8_hwc"), _PREPROCESSED_SIDE)
         step = math.ceil(_PREPROCESSED_SIDE / expected.shape[-1])
-        yield _numbers(
-            "preprocess.output_slice", pixels[:, :, ::step, ::step], expected, self.tolerances.preprocess
-        )
+        yield _numbers("preprocess.output_slice", pixels[:, :, ::step, ::step], expected, self.tolerances.preprocess)
 
     def inputs(self) -> Iterator[Stage]:
         """Prompt ids, timestamp text, spans and positions."""

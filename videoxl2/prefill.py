@@ -5,7 +5,10 @@ blocks and their own block; timestamp tokens see everything before them. Block a
 single pass under a mask, which ``prefill_masked`` keeps as the reference. Blocks (the unit of sparse attention) and
 chunks (the unit in which KV is handed out) are independent of each other.
 
-Keys leave this module before rotation. Activations are those of one block.
+The mode ``bounded`` is ours: timestamp tokens see no more than visual tokens do, so that what a token sees (and with
+``timestamp_groups`` the number of keys) does not grow with the video. It is another model of the same video.
+
+Keys leave this module before rotation. Activations are those of a few blocks, whatever the length.
 
 Shapes: G frame groups, P visual tokens per group, D text width, L layers, S = 2 (key, value), K KV heads, M all tokens,
 T tokens of a block, N query heads, Dh head width.
@@ -13,6 +16,7 @@ T tokens of a block, N query heads, Dh head width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,12 +24,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import BiasReuse, attend, lower_right_mask
+from videoxl2.attention import AttentionBackend, BiasReuse, attend, lower_right_mask
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
+
+_PASS_BLOCKS = 4
+"""Blocks that go through the layers together. It changes no result; activations are those of so many blocks."""
 
 
 class PromptTokenizer(Protocol):
@@ -99,6 +106,38 @@ def prefill_layout(
 
 
 @torch.no_grad()
+def prefill_batch(
+    model: PrefillModel,
+    segments: Sequence[tuple[Tensor, Sequence[float]]],
+    settings: PrefillSettings | None = None,
+    chunk_groups: int = 6,
+) -> list[PrefillResult]:
+    """Several segments (visual tokens [G, P, D], group times) at once, each with the result that it has alone.
+
+    The segments advance together, pass by pass: their tokens run through the layers as one sequence and part only for
+    attention. Nothing is padded, so segments of any lengths go together; every segment keeps its own cache until the
+    last is done. Raises ``ContextOverflow`` for a segment that does not fit, before any work.
+    """
+    settings = settings or PrefillSettings()
+    decoder = model.language
+    runs = [
+        _SegmentRun(decoder, video_layout(model.tokenizer, times_s, visual_GPD), visual_GPD, settings, chunk_groups)
+        for visual_GPD, times_s in segments
+    ]
+    _run_together(decoder, [run.prefix_pass() for run in runs])
+    prefixes = [run.take_prefix() for run in runs]
+    chunks: list[list[ChunkKV]] = [[] for _ in runs]
+    for passes in itertools.zip_longest(*(run.video_passes() for run in runs)):
+        _run_together(decoder, [step for step in passes if step is not None])
+        for run, found in zip(runs, chunks, strict=True):
+            found.extend(run.take_chunks())
+    return [
+        PrefillResult(prefix.kv_LSKMDh, found, tuple(times_s))
+        for prefix, found, (_, times_s) in zip(prefixes, chunks, segments, strict=True)
+    ]
+
+
+@torch.no_grad()
 def prefill_pieces(
     decoder: QwenDecoder, layout: TokenLayout, visual_GPD: Tensor, settings: PrefillSettings, chunk_groups: int
 ) -> Iterator[ChunkKV]:
@@ -106,31 +145,12 @@ def prefill_pieces(
 
     A caller that moves each chunk away as it comes holds one working cache and one chunk, not the KV twice.
     """
-    limit = settings.max_tokens
-    cache = KVCache(decoder.spec, layout.length, limit=limit, device=decoder.device, dtype=decoder.dtype)
-    pending = _PendingKeys(decoder.spec.num_layers)
-    decoder.run_keys_values(
-        decoder.embed(layout.prefix_ids)[None], _BlockAttention(decoder, cache, layout.visual_start, pending)
-    )
-    cache.advance(layout.visual_start)
-    yield ChunkKV(pending.take(cache, 0, layout.visual_start), ((layout.visual_start, 0),), KVLevel.DENSE)
-
-    blocks = plan_chunks(layout.num_groups, settings.block_groups)
-    chunks = plan_chunks(layout.num_groups, chunk_groups)
-    chunk_index = 0
-    for block_index, (first, end) in enumerate(blocks):
-        window_first = blocks[max(0, block_index - settings.previous_blocks)][0]
-        stop = layout.spans[end - 1].end
-        attention = _BlockAttention(decoder, cache, stop, pending)
-        if settings.mode == "chunked" and window_first > 0:
-            attention.limit_visual_tokens(layout, window_first, first, end)
-        decoder.run_keys_values(embed_groups(decoder, layout, visual_GPD, first, end)[None], attention)
-        cache.advance(stop)
-        while chunk_index < len(chunks) and chunks[chunk_index][1] <= end:
-            chunk = chunks[chunk_index]
-            kv_LSKMDh = pending.take(cache, *layout.token_span(*chunk))
-            yield ChunkKV(kv_LSKMDh, layout.group_sizes(*chunk), KVLevel.DENSE)
-            chunk_index += 1
+    run = _SegmentRun(decoder, layout, visual_GPD, settings, chunk_groups)
+    _run_together(decoder, [run.prefix_pass()])
+    yield run.take_prefix()
+    for step in run.video_passes():
+        _run_together(decoder, [step])
+        yield from run.take_chunks()
 
 
 def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: Tensor, first: int, end: int) -> Tensor:
@@ -140,6 +160,98 @@ def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: Tensor, 
         pieces.append(decoder.embed(layout.time_ids[group]))
         pieces.append(visual_GPD[group].to(device=decoder.device, dtype=decoder.dtype))
     return torch.cat(pieces)
+
+
+class _SegmentRun:
+    """One segment on its way through prefill: its cache, what is done and what has been handed out.
+
+    A pass takes a few blocks through the layers together, so that their timestamp rows, which see everything, are
+    attended in one call and the matrix products are larger; what a row sees does not depend on it.
+    """
+
+    def __init__(
+        self,
+        decoder: QwenDecoder,
+        layout: TokenLayout,
+        visual_GPD: Tensor,
+        settings: PrefillSettings,
+        chunk_groups: int,
+    ) -> None:
+        limit = settings.max_tokens
+        self._decoder, self._layout, self._visual_GPD, self._settings = decoder, layout, visual_GPD, settings
+        self._cache = KVCache(decoder.spec, layout.length, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        self._pending = _PendingKeys(decoder.spec.num_layers)
+        self._blocks = plan_chunks(layout.num_groups, settings.block_groups)
+        self._chunks = plan_chunks(layout.num_groups, chunk_groups)
+        self._num_taken = 0
+
+    def prefix_pass(self) -> _Pass:
+        """The text before the video."""
+        embeds_TD = self._decoder.embed(self._layout.prefix_ids)
+        return _Pass(embeds_TD, _SegmentAttention(self._decoder, self._cache, self._layout.visual_start, self._pending))
+
+    def video_passes(self) -> Iterator[_Pass]:
+        """The video, a few blocks at a time; each must have run before the next is asked for."""
+        for first_block in range(0, len(self._blocks), _PASS_BLOCKS):
+            blocks = self._blocks[first_block : first_block + _PASS_BLOCKS]
+            first, end = blocks[0][0], blocks[-1][1]
+            stop = self._layout.spans[end - 1].end
+            attention = _SegmentAttention(self._decoder, self._cache, stop, self._pending)
+            back = len(self._blocks) if self._settings.mode == "plain" else self._settings.previous_blocks
+            indices = range(first_block, first_block + len(blocks))
+            windows = [self._blocks[max(0, index - back)][0] for index in indices]
+            attention.limit(self._layout, blocks, windows, self._settings)
+            yield _Pass(embed_groups(self._decoder, self._layout, self._visual_GPD, first, end), attention)
+
+    def take_prefix(self) -> ChunkKV:
+        """The KV of the prefix, after its pass."""
+        start = self._layout.visual_start
+        return ChunkKV(self._pending.take(self._cache, 0, start), ((start, 0),), KVLevel.DENSE)
+
+    def take_chunks(self) -> Iterator[ChunkKV]:
+        """The chunks that have become complete and have not been handed out."""
+        while self._num_taken < len(self._chunks):
+            chunk = self._chunks[self._num_taken]
+            start, stop = self._layout.token_span(*chunk)
+            if stop > self._cache.length:
+                return
+            self._num_taken += 1
+            kv_LSKMDh = self._pending.take(self._cache, start, stop)
+            yield ChunkKV(kv_LSKMDh, self._layout.group_sizes(*chunk), KVLevel.DENSE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """Tokens of one segment that go through the layers together, and how they attend."""
+
+    embeds_TD: Tensor
+    attention: _SegmentAttention
+
+
+def _run_together(decoder: QwenDecoder, passes: Sequence[_Pass]) -> None:
+    """One run of the layers over the passes of several segments."""
+    attention = passes[0].attention if len(passes) == 1 else _PackedAttention(passes)
+    embeds_TD = passes[0].embeds_TD if len(passes) == 1 else torch.cat([step.embeds_TD for step in passes])
+    decoder.run_keys_values(embeds_TD[None], attention)
+    for step in passes:
+        step.attention.finish()
+
+
+class _PackedAttention:
+    """Passes of several segments as one sequence: each attends to its own cache."""
+
+    def __init__(self, passes: Sequence[_Pass]) -> None:
+        self._parts = [step.attention for step in passes]
+        self._sizes = [len(step.embeds_TD) for step in passes]
+
+    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
+        keys, values = k_BKTDh.split(self._sizes, dim=2), v_BKTDh.split(self._sizes, dim=2)
+        for part, k, v in zip(self._parts, keys, values, strict=True):
+            part.keep(layer, k, v)
+
+    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        queries = q_BNTDh.split(self._sizes, dim=2)
+        return torch.cat([part.attend(layer, q) for part, q in zip(self._parts, queries, strict=True)], dim=2)
 
 
 class _PendingKeys:
@@ -156,40 +268,61 @@ class _PendingKeys:
         """KV [L, 2, K, stop - start, Dh] of the oldest pending tokens, which begin at ``start``; forgets their keys."""
         assert start == self._start
         num_layers, count = len(self._layers), stop - start
-        layers_KMDh = [torch.cat(blocks, dim=1) for blocks in self._layers]
-        K, _, Dh = layers_KMDh[0].shape
-        kv_LSKMDh = layers_KMDh[0].new_empty((num_layers, 2, K, count, Dh))
-        for layer, keys_KMDh in enumerate(layers_KMDh):
+        kv_LSKMDh: Tensor | None = None
+        for layer, blocks in enumerate(self._layers):
+            keys_KMDh = torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
+            if kv_LSKMDh is None:
+                kv_LSKMDh = keys_KMDh.new_empty((num_layers, 2, len(keys_KMDh), count, keys_KMDh.shape[2]))
             kv_LSKMDh[layer, 0] = keys_KMDh[:, :count]
             kv_LSKMDh[layer, 1] = cache.values(layer, stop)[:, start:]
             self._layers[layer] = [keys_KMDh[:, count:]]
+        assert kv_LSKMDh is not None
         self._start = stop
         return kv_LSKMDh
 
 
-class _BlockAttention:
-    """Attention of one block: full causal, or after ``limit_visual_tokens`` the block's chunked form.
+class _SegmentAttention:
+    """Attention of one pass: causal over everything, or after ``limit`` in the form of the chunked modes.
 
-    The chunked form is two calls per layer. The first runs all rows of the block over the keys that its visual rows may
-    see; these end with the block itself, so causality is the only mask. The second runs the few timestamp rows over
-    everything and replaces their result.
+    Then each block makes one call per layer: all its rows over the keys that its visual rows may see. These end with
+    the block itself, so causality is the only mask. In the exact mode one more call runs the few timestamp rows of the
+    whole pass over everything and replaces their result.
     """
 
     def __init__(self, decoder: QwenDecoder, cache: KVCache, stop: int, pending: _PendingKeys) -> None:
         self._cache, self._start, self._stop, self._pending = cache, cache.length, stop, pending
         self._rotary = decoder.rotary(self._start, stop)
-        self._backend, self._reuse, self._time_reuse = decoder.backend, BiasReuse(), BiasReuse()
-        self._visible_M: Tensor | None = None
+        self._backend, self._time_reuse = decoder.backend, BiasReuse()
+        self._blocks = [_BlockRows(0, stop - self._start, stop, None)]
+        self._time_T: Tensor | None = None
 
-    def limit_visual_tokens(self, layout: TokenLayout, window_first: int, first: int, end: int) -> None:
-        """Let visual tokens of the groups [first, end) see no group before ``window_first`` but its timestamp."""
+    def limit(
+        self,
+        layout: TokenLayout,
+        blocks: Sequence[tuple[int, int]],
+        windows: Sequence[int],
+        settings: PrefillSettings,
+    ) -> None:
+        """Let tokens of ``blocks`` see no group before their window's first but by its timestamp."""
         device = self._cache.device
-        window_start = layout.spans[window_first].start
-        earlier = [*range(layout.visual_start), *layout.time_positions(0, window_first)]
-        self._visible_M = torch.tensor([*earlier, *range(window_start, self._stop)], device=device)
-        self._time_T = torch.tensor(layout.time_positions(first, end), device=device)
-        self._time_mask_TM = torch.arange(self._stop, device=device) <= self._time_T[:, None]
-        self._time_T = self._time_T - self._start
+        self._blocks = []
+        time_positions: list[int] = []
+        for (first, end), window_first in zip(blocks, windows, strict=True):
+            start, stop = layout.token_span(first, end)
+            visible_M: Tensor | None = None
+            if window_first > 0:
+                time_first = 0
+                if settings.mode == "bounded" and settings.timestamp_groups is not None:
+                    time_first = max(0, window_first - settings.timestamp_groups)
+                earlier = [*range(layout.visual_start), *layout.time_positions(time_first, window_first)]
+                visible_M = torch.tensor([*earlier, *range(layout.spans[window_first].start, stop)], device=device)
+                if settings.mode == "chunked":
+                    time_positions += layout.time_positions(first, end)
+            self._blocks.append(_BlockRows(start - self._start, stop - self._start, stop, visible_M))
+        if time_positions:
+            positions_T = torch.tensor(time_positions, device=device)
+            self._time_T = positions_T - self._start
+            self._time_mask_TM = torch.arange(self._stop, device=device) <= positions_T[:, None]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         self._pending.add(layer, k_BKTDh[0])
@@ -198,13 +331,31 @@ class _BlockAttention:
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         q = self._rotary.rotate(q_BNTDh)
         keys, values = self._cache.keys(layer, self._stop)[None], self._cache.values(layer, self._stop)[None]
-        if self._visible_M is None:
-            return attend(q, keys, values, causal=True, reuse=self._reuse, backend=self._backend)
-        visible_keys, visible_values = (x.index_select(2, self._visible_M) for x in (keys, values))
-        out_BNTDh = attend(q, visible_keys, visible_values, causal=True, reuse=self._reuse, backend=self._backend)
+        outputs = [block.attend(q, keys, values, self._backend) for block in self._blocks]
+        out_BNTDh = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        if self._time_T is None:
+            return out_BNTDh
         time_q = q.index_select(2, self._time_T)
         time_rows = attend(time_q, keys, values, mask_TM=self._time_mask_TM, reuse=self._time_reuse)
         return out_BNTDh.index_copy(2, self._time_T, time_rows)
+
+    def finish(self) -> None:
+        """Count the pass's tokens as held."""
+        self._cache.advance(self._stop)
+
+
+class _BlockRows:
+    """Rows [first, end) of a pass over the keys before ``stop``, or over ``visible_M`` of them, causally."""
+
+    def __init__(self, first: int, end: int, stop: int, visible_M: Tensor | None) -> None:
+        self._rows, self._stop, self._visible_M, self._reuse = slice(first, end), stop, visible_M, BiasReuse()
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, backend: AttentionBackend) -> Tensor:
+        if self._visible_M is None:
+            seen = (keys[:, :, : self._stop], values[:, :, : self._stop])
+        else:
+            seen = (keys.index_select(2, self._visible_M), values.index_select(2, self._visible_M))
+        return attend(q[:, :, self._rows], *seen, causal=True, reuse=self._reuse, backend=backend)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,21 +395,30 @@ def prefill_masked(
 
 
 def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:
-    """Boolean [M, M] of the published rules (section 4.1), True where row i may see column j. Reference only."""
+    """Boolean [M, M], True where row i may see column j: the published rules (section 4.1) or those of our bounded mode.
+
+    Reference only.
+    """
     M = layout.length + num_suffix
     causal_MM = lower_right_mask(M, M)
     if settings.mode == "plain":
         return causal_MM
-    block_M = torch.full((M,), -1)
+    block_M, group_M = torch.full((M,), -1), torch.full((M,), -1)
     is_time_M = torch.zeros(M, dtype=torch.bool)
     for group, span in enumerate(layout.spans):
         block_M[span.start : span.end] = group // settings.block_groups
+        group_M[span.start : span.end] = group
         is_time_M[span.start : span.time_end] = True
     is_video_M = block_M >= 0
     is_prefix_M = torch.arange(M) < layout.visual_start
     distance_MM = block_M[:, None] - block_M[None, :]
     in_window_MM = is_video_M[:, None] & is_video_M[None, :] & (distance_MM <= settings.previous_blocks)
-    return causal_MM & (is_prefix_M | is_time_M | ~is_video_M[:, None] | is_time_M[:, None] | in_window_MM)
+    sees_all_M = ~is_video_M if settings.mode == "bounded" else ~is_video_M | is_time_M
+    sees_time_MM = is_time_M.expand(M, M)
+    if settings.mode == "bounded" and settings.timestamp_groups is not None:
+        window_first_M = (block_M - settings.previous_blocks).clamp(min=0) * settings.block_groups
+        sees_time_MM = is_time_M & (group_M >= window_first_M[:, None] - settings.timestamp_groups)
+    return causal_MM & (is_prefix_M | sees_time_MM | sees_all_M[:, None] | in_window_MM)
 
 
 class _MaskedAttention:

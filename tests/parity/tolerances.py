@@ -25,6 +25,10 @@ KV = 1e-4
 CHUNKED = 1e-4
 """Block-wise prefill against one masked pass: the same rows over the same keys, in another order of summation."""
 
+BATCHED = 1e-5
+"""Segments prefilled together against each alone: the same rows, in matrix products with more rows.
+Relative to the largest entry (about 8 in these tests), since it is nothing but float32 rounding."""
+
 TRANSFORMERS = 1e-4
 """Against transformers with shared random weights: the same arithmetic with differently grouped matrix products."""
 

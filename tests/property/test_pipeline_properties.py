@@ -25,9 +25,9 @@ from tests.unit.pipeline.samples import START, hit, tiny_recipe
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 SCORES = st.sampled_from([-0.5, 0.0, 0.1, 0.2, 0.3, 0.5, 0.5, 0.9])
 
-hits_strategy = st.dictionaries(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 30)), SCORES, max_size=40
-).map(lambda scores: [hit(video, index, score) for (video, index), score in scores.items()])
+hits_strategy = st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), SCORES, max_size=40).map(
+    lambda scores: [hit(video, index, score) for (video, index), score in scores.items()]
+)
 
 
 @SEEDED
@@ -62,9 +62,7 @@ def test_a_larger_limit_only_adds_moments(hits: list[VectorHit], limit: int) -> 
     after_s=st.integers(-200, 1500),
     width_s=st.integers(2, 3000),
 )
-def test_hours_searched_and_holes_tile_the_range(
-    pieces: list[tuple[int, int]], after_s: int, width_s: int
-) -> None:
+def test_hours_searched_and_holes_tile_the_range(pieces: list[tuple[int, int]], after_s: int, width_s: int) -> None:
     """For one camera whose recordings do not overlap. Holes that are only jitter are not named."""
     rows, at = [], 0
     for number, (pause_s, length_s) in enumerate(pieces):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.parity.tolerances import CHUNKED
+from tests.parity.tolerances import BATCHED, CHUNKED
 from videoxl2.config import LanguageSpec, PrefillSettings
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import PrefillResult, prefill_layout, prefill_masked, visibility_mask
+from videoxl2.prefill import (
+    PrefillResult,
+    prefill,
+    prefill_batch,
+    prefill_layout,
+    prefill_masked,
+    visibility_mask,
+)
 from videoxl2.training.make_random_checkpoint import initialise
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -46,7 +54,8 @@ def joined(result: PrefillResult) -> torch.Tensor:
     block_groups=st.integers(1, 5),
     previous_blocks=st.integers(1, 4),
     chunk_groups=st.integers(1, 6),
-    mode=st.sampled_from(["chunked", "chunked", "plain"]),
+    mode=st.sampled_from(["chunked", "bounded", "plain"]),
+    timestamp_groups=st.none() | st.integers(0, 5),
     seed=st.integers(0, 5),
 )
 def test_blocks_equal_one_masked_pass(
@@ -57,13 +66,19 @@ def test_blocks_equal_one_masked_pass(
     previous_blocks: int,
     chunk_groups: int,
     mode: str,
+    timestamp_groups: int | None,
     seed: int,
 ) -> None:
     layout = layout_of(time_lengths, tokens_per_group, prefix)
     visual = torch.randn(len(time_lengths), tokens_per_group, 24, generator=torch.Generator().manual_seed(seed))
     times = [4.0 * group for group in range(len(time_lengths))]
     knobs = PrefillSettings.model_validate(
-        {"block_groups": block_groups, "previous_blocks": previous_blocks, "mode": mode}
+        {
+            "block_groups": block_groups,
+            "previous_blocks": previous_blocks,
+            "mode": mode,
+            "timestamp_groups": timestamp_groups if mode == "bounded" else None,
+        }
     )
     streamed = prefill_layout(decoder(), layout, visual, times, knobs, chunk_groups)
     masked = prefill_masked(decoder(), layout, visual, times, knobs, chunk_groups).result
@@ -98,6 +113,79 @@ def test_mask_follows_the_five_rules(num_groups: int, block_groups: int, previou
     size = layout.length + num_suffix
     expected = torch.tensor([[allowed(i, j) for j in range(size)] for i in range(size)])
     assert torch.equal(visibility_mask(layout, num_suffix, knobs), expected)
+
+
+@SEEDED
+@given(
+    num_groups=st.integers(1, 12),
+    block_groups=st.integers(1, 4),
+    previous_blocks=st.integers(1, 3),
+    timestamp_groups=st.none() | st.integers(0, 6),
+)
+def test_bounded_mask_one_pair_at_a_time(
+    num_groups: int, block_groups: int, previous_blocks: int, timestamp_groups: int | None
+) -> None:
+    """Timestamp rows have the rule of visual rows; timestamps before the window may be limited to the latest groups."""
+    layout = layout_of([2] * num_groups, 3, 2)
+    knobs = PrefillSettings(
+        block_groups=block_groups, previous_blocks=previous_blocks, mode="bounded", timestamp_groups=timestamp_groups
+    )
+    group_of = {p: g for g, span in enumerate(layout.spans) for p in range(span.start, span.end)}
+    is_time = set(layout.time_positions(0, num_groups))
+
+    def allowed(i: int, j: int) -> bool:
+        if j > i or j < layout.visual_start or i >= layout.length:
+            return j <= i
+        if i < layout.visual_start:
+            return True
+        window_first = max(0, group_of[i] // block_groups - previous_blocks) * block_groups
+        if group_of[j] >= window_first:
+            return True
+        return j in is_time and (timestamp_groups is None or group_of[j] >= window_first - timestamp_groups)
+
+    size = layout.length + 2
+    expected = torch.tensor([[allowed(i, j) for j in range(size)] for i in range(size)])
+    assert torch.equal(visibility_mask(layout, 2, knobs), expected)
+
+
+class FixedTokenizer:
+    """Timestamps of one to three tokens and a prefix of two."""
+
+    def prefix_ids(self) -> list[int]:
+        return [3, 4]
+
+    def timestamp_ids(self, t_s: float) -> list[int]:
+        return [5 + step for step in range(1 + int(t_s) % 3)]
+
+
+@dataclass
+class Segmenter:
+    language: QwenDecoder
+    tokenizer: FixedTokenizer
+
+
+@SEEDED
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5),
+    block_groups=st.integers(1, 4),
+    chunk_groups=st.integers(1, 6),
+    mode=st.sampled_from(["chunked", "bounded", "plain"]),
+)
+def test_a_batch_of_segments_equals_each_alone(
+    lengths: list[int], block_groups: int, chunk_groups: int, mode: str
+) -> None:
+    model = Segmenter(decoder(), FixedTokenizer())
+    knobs = PrefillSettings.model_validate({"block_groups": block_groups, "previous_blocks": 1, "mode": mode})
+    generator = torch.Generator().manual_seed(sum(lengths))
+    segments = [(torch.randn(n, 3, 24, generator=generator), [float(7 * g + n) for g in range(n)]) for n in lengths]
+    together = prefill_batch(model, segments, knobs, chunk_groups)
+    assert len(together) == len(segments)
+    for found, (visual, times) in zip(together, segments, strict=True):
+        alone = prefill(model, visual, times, knobs, chunk_groups)
+        assert found.times == alone.times
+        assert [chunk.groups for chunk in found.chunks] == [chunk.groups for chunk in alone.chunks]
+        largest = max(1.0, float(joined(alone).abs().max()))
+        assert float((joined(found) - joined(alone)).abs().max()) <= BATCHED * largest
 
 
 @SEEDED

@@ -23,8 +23,8 @@ INDOOR_KINDS: frozenset[SceneryKind] = frozenset({"corridor", "shop"})
 class Conditions:
     """How a place is lit. ``gain`` is the light under the open sky (or indoors, of the lamps) per colour channel.
 
-    ``lamps`` scales the pools of light of street lamps, ``sun`` is the shadow per metre of height or None, ``fog_per_m``
-    the loss of contrast with distance, ``noise_sigma`` the sensor's grain in grey levels of 255.
+    ``lamps`` scales the pools of light of street lamps, ``sun`` is the shadow per metre of height or None,
+    ``fog_per_m`` the loss of contrast with distance, ``noise_sigma`` the sensor's grain in grey levels of 255.
     """
 
     light: Light

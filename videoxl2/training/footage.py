@@ -194,6 +194,13 @@ _VERBS = {
     "walk": "walks",
     "meet": "meets and talks to",
     "flash": "flashes its lights",
+    "loiter": "loiters",
+    "fall": "falls down",
+    "pick": "picks up",
+    "wrong_way": "drives the wrong way",
+    "ride": "rides past",
+    "open": "is left open",
+    "smoke": "rises",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property, lru_cache
 
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from videoxl2.training.backdrops import lit_scenery
+from videoxl2.training.figures import draw_bicycle, draw_doorway, draw_leaf, draw_smoke, fallen_pitch
 from videoxl2.training.painter import add_glow
-from videoxl2.training.scene import Actor, Bag, Dog, Person, Pose, Scene, Vehicle
+from videoxl2.training.scene import Actor, Bag, Bicycle, Dog, Doorway, Person, Pose, Scene, Smoke, Vehicle
 from videoxl2.training.scenery import GATE_HALF_WIDTH, Scenery, build_scenery
 from videoxl2.training.sprites import (
     Canvas,
@@ -42,6 +44,8 @@ _NOISE_MARGIN = 24
 _BARRIER_RAMP_S = 1.6
 _DOOR_RAMP_S = 0.4
 _FLASH_PERIOD_S = 0.9
+_LIGHT_SWING = {"gate": 0.055, "parking": 0.012, "corridor": 0.010, "street": 0.04, "shop": 0.010}
+_NUM_RAIN_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,13 @@ class Renderer:
         if len(scene.actors) > 254:
             raise ValueError(f"a scene can show at most 254 actors, not {len(scene.actors)}")
         self.scene = scene
-        self.scenery: Scenery = build_scenery(scene.camera, scene.seed)
+        if scene.place is not None and scene.conditions is not None:
+            self.scenery: Scenery = lit_scenery(scene.place, scene.camera, scene.conditions)
+        else:
+            self.scenery = build_scenery(scene.camera, scene.seed)
         self._static: dict[str, Sprite | None] = {}
+        self._by_id = {actor.actor_id: actor for actor in scene.actors}
+        self._bags = [actor for actor in scene.actors if isinstance(actor, Bag)]
 
     def frames(self) -> Iterator[RenderedFrame]:
         for index in range(self.scene.num_frames):
@@ -80,22 +89,30 @@ class Renderer:
 
     def frame(self, index: int) -> RenderedFrame:
         """Frame ``index`` of the scene, 0 being its first picture."""
+        if not 0 <= index < self.scene.num_frames:
+            raise IndexError(f"frame {index} of a scene with {self.scene.num_frames} frames")
+        return self.moment(self.scene.frame_time_s(index), index)
+
+    def moment(self, t: float, index: int) -> RenderedFrame:
+        """The picture at any time of the scene; ``index`` chooses its noise."""
         scene, camera = self.scene, self.scene.camera
-        if not 0 <= index < scene.num_frames:
-            raise IndexError(f"frame {index} of a scene with {scene.num_frames} frames")
-        t = scene.frame_time_s(index)
         rgb = self.scenery.rgb_HW3.copy()
         depth = self._open_doors(rgb, t)
         owners = np.zeros((camera.height, camera.width), np.uint8)
         present = [(number, actor) for number, actor in enumerate(scene.actors) if self._is_present(actor, t)]
         for _, actor in present:
             self._cast_shadow(rgb, depth, actor, t)
+        for number, actor in present:
+            if isinstance(actor, Doorway):
+                depth = self._open_doorway(rgb, depth, owners, number + 1, actor)
         self._light_the_road(rgb, t)
         placed = [self._placed(number, actor, t) for number, actor in present]
         placed.append(self._barrier(t))
         for item in sorted((item for item in placed if item is not None), key=lambda item: -item.z):
             _composite(rgb, depth, owners, item)
         self._lamp_glow(rgb, t)
+        if scene.conditions is not None and scene.conditions.weather == "rain":
+            self._rain(rgb, index)
         rgb *= self._light(t)
         rgb += self._noise(index)
         pixels = np.clip(rgb, 0, 255).astype(np.uint8)
@@ -106,31 +123,40 @@ class Renderer:
 
     def _is_present(self, actor: Actor, t: float) -> bool:
         if isinstance(actor, Bag):
-            return t < actor.end_s and (t >= actor.dropped_s or self._carrier(actor).track.is_present(t))
+            if t >= actor.picked_s:
+                return t < actor.end_s and self._carrier(actor, t).track.is_present(t)
+            return t < actor.end_s and (t >= actor.dropped_s or self._carrier(actor, t).track.is_present(t))
+        if isinstance(actor, Doorway):
+            return any(start <= t < end for start, end in actor.intervals)
         return actor.track.is_present(t)
 
-    def _carrier(self, bag: Bag) -> Person:
-        carrier = self.scene.actor(bag.carrier_id)
+    def _carrier(self, bag: Bag, t: float) -> Person:
+        """Who carries the bag, or did last."""
+        carrier_id = bag.picker_id if t >= bag.picked_s and bag.picker_id is not None else bag.carrier_id
+        carrier = self._by_id[carrier_id]
         if not isinstance(carrier, Person):
-            raise ValueError(f"{bag.actor_id} is carried by {bag.carrier_id}, which is not a person")
+            raise ValueError(f"{bag.actor_id} is carried by {carrier_id}, which is not a person")
         return carrier
 
     def _bag_place(self, bag: Bag, t: float) -> tuple[Point, float]:
         """Where a bag's handle (in the hand) or its place on the ground is, and its heading."""
-        carrier = self._carrier(bag)
-        pose = carrier.track.pose(min(t, bag.dropped_s))
+        carrier, is_held_again = self._carrier(bag, t), t >= bag.picked_s
+        pose = carrier.track.pose(t if is_held_again else min(t, bag.dropped_s))
         frame = Frame3D.of(pose)
         if bag.shape == "suitcase":
             return frame.at(-0.38, -0.26, 0.0), pose.heading
         hand = hand_position(carrier, pose)
-        if t < bag.dropped_s:
+        if t < bag.dropped_s or is_held_again:
             return hand, pose.heading
         fall = max(0.0, hand[1] - 4.9 * (t - bag.dropped_s) ** 2)
         return (hand[0], fall, hand[2]), pose.heading
 
     def _is_carrying(self, person: Person, t: float) -> bool:
-        bags = (actor for actor in self.scene.actors if isinstance(actor, Bag))
-        return any(bag.carrier_id == person.actor_id and t < bag.dropped_s for bag in bags)
+        return any(
+            (bag.carrier_id == person.actor_id and t < bag.dropped_s)
+            or (bag.picker_id == person.actor_id and t >= bag.picked_s)
+            for bag in self._bags
+        )
 
     def _placed(self, number: int, actor: Actor, t: float) -> _Placed | None:
         camera = self.scene.camera
@@ -141,7 +167,14 @@ class Renderer:
             pose = actor.track.pose(t)
             x, z = pose.x, pose.z
             if isinstance(actor, Person):
-                sprite = draw_person(camera, actor, pose, self._is_carrying(actor, t))
+                sprite = draw_person(camera, actor, pose, self._is_carrying(actor, t), fallen_pitch(actor, t))
+            elif isinstance(actor, Bicycle):
+                sprite = draw_bicycle(camera, actor, pose)
+            elif isinstance(actor, Smoke):
+                sprite = draw_smoke(camera, actor, t)
+            elif isinstance(actor, Doorway):
+                sprite = draw_leaf(camera, actor)
+                z = max(corner[1] for corner in actor.ends)
             elif isinstance(actor, Dog):
                 sprite = draw_dog(camera, actor, pose)
             else:
@@ -149,7 +182,32 @@ class Renderer:
                 z -= 1.0
         if sprite is None:
             return None
+        if self.scenery.haze_at is not None:
+            sprite = _hazed(sprite, self.scenery.light_at(x, z), self.scenery.haze_at(z), self.scenery.haze_rgb)
+            return _Placed(number + 1, z, sprite, (1.0, 1.0, 1.0))
         return _Placed(number + 1, z, sprite, self.scenery.light_at(x, z))
+
+    def _open_doorway(
+        self,
+        rgb: NDArray[np.float32],
+        depth: NDArray[np.float32],
+        owners: NDArray[np.uint8],
+        number: int,
+        doorway: Doorway,
+    ) -> NDArray[np.float32]:
+        """Put the dark of an open door into the wall and let what is behind it show; gives the new depth."""
+        if doorway.actor_id not in self._static:
+            self._static[doorway.actor_id] = draw_doorway(self.scene.camera, doorway)
+        sprite = self._static[doorway.actor_id]
+        if sprite is None:
+            return depth
+        z = min(corner[1] for corner in doorway.ends) - 0.3
+        _composite(rgb, depth, owners, _Placed(number, z, sprite, self.scenery.light_at(doorway.ends[0][0], z)))
+        depth = depth.copy()
+        rows, columns = sprite.alpha_HW.shape
+        area = np.s_[sprite.top : sprite.top + rows, sprite.left : sprite.left + columns]
+        depth[area] = np.where((sprite.alpha_HW > 0.5) & (depth[area] >= z), np.float32(np.inf), depth[area])
+        return depth
 
     def _vehicle_sprite(self, vehicle: Vehicle, pose: Pose, t: float) -> Sprite | None:
         """The picture of a vehicle, drawn once while it stands still with the same lamps."""
@@ -167,12 +225,25 @@ class Renderer:
             return None
         angle = math.radians(82.0) * self._openness("barrier", t, _BARRIER_RAMP_S)
         canvas, z, length, stripes = Canvas(self.scene.camera), 17.7, 5.4, 9
+        if self.scene.place is not None and self.scene.place.barrier is not None:
+            return self._placed_barrier(self.scene.place.barrier, angle)
         for stripe in range(stripes):
             ends = [length * (stripe + share) / stripes for share in (0.0, 1.0)]
             low, high = ((GATE_HALF_WIDTH + 0.75 - e * math.cos(angle), 0.95 + e * math.sin(angle), z) for e in ends)
             canvas.capsule(low, high, 0.11, (206, 46, 40) if stripe % 2 else (238, 238, 234))
         sprite = canvas.rasterise()
         return None if sprite is None else _Placed(0, z - 0.1, sprite, self.scenery.light_at(0.0, z))
+
+    def _placed_barrier(self, barrier: tuple[float, float, float], angle: float) -> _Placed | None:
+        """The arm of a random gate: it reaches from its hinge towards the other side of the drive."""
+        hinge, z, length = barrier
+        canvas, stripes, towards = Canvas(self.scene.camera), 9, -math.copysign(1.0, hinge)
+        for stripe in range(stripes):
+            ends = [length * (stripe + share) / stripes for share in (0.0, 1.0)]
+            low, high = ((hinge + towards * e * math.cos(angle), 0.95 + e * math.sin(angle), z) for e in ends)
+            canvas.capsule(low, high, 0.11, (178, 92, 84) if stripe % 2 else (228, 228, 224))
+        sprite = canvas.rasterise()
+        return None if sprite is None else _Placed(0, z - 0.1, sprite, self.scenery.light_at(hinge, z))
 
     def _openness(self, name: str, t: float, ramp_s: float) -> float:
         """How far an opening of the scenery is open at ``t``, 0 to 1."""
@@ -201,7 +272,7 @@ class Renderer:
     # --- light ----------------------------------------------------------------------------------------------------
 
     def _cast_shadow(self, rgb: NDArray[np.float32], depth: NDArray[np.float32], actor: Actor, t: float) -> None:
-        if actor.actor_id in self.scenery.parked:
+        if actor.actor_id in self.scenery.parked or isinstance(actor, Smoke | Doorway):
             return
         ground, height, z = self._footprint(actor, t)
         sun = self.scenery.sun
@@ -228,6 +299,8 @@ class Renderer:
                 return vehicle_footprint(actor, pose), 1.4 if actor.body == "car" else 2.1, pose.z
             frame = Frame3D.of(pose)
             length, width, height = (0.5, 0.16, 0.6) if isinstance(actor, Dog) else (0.24, 0.2, 1.6)
+            if isinstance(actor, Bicycle):
+                length = 0.8
         angles = np.linspace(0, math.tau, 12, endpoint=False)
         ring = frame.many((length * math.cos(a), width * math.sin(a), 0.0) for a in angles)
         return ring, height, frame.z
@@ -272,13 +345,26 @@ class Renderer:
     def _light(self, t: float) -> NDArray[np.float32]:
         """Slow changes of the light, one gain per colour channel."""
         phase = float(np.random.default_rng([self.scene.seed, 11]).uniform(0, math.tau))
-        swing = {"gate": 0.055, "parking": 0.012, "corridor": 0.010}[self.scene.camera.scenery]
+        swing = _LIGHT_SWING[self.scene.camera.scenery]
         slow = math.sin(math.tau * t / 53.0 + phase) + 0.5 * math.sin(math.tau * t / 19.0 + 2 * phase)
         level, warmth = 1 + swing * slow, 0.01 * math.sin(math.tau * t / 90.0 + phase)
         return np.asarray([level + warmth, level, level - warmth], np.float32)
 
+    def _rain(self, rgb: NDArray[np.float32], index: int) -> None:
+        """Bright streaks in front of everything, another sample of them in every frame."""
+        camera = self.scene.camera
+        frames = _rain_frames(camera.width, camera.height)
+        rng = np.random.default_rng([self.scene.seed, 14, index])
+        strength = 30.0 if self.scene.conditions is not None and self.scene.conditions.light == "night" else 46.0
+        rgb += np.roll(frames[int(rng.integers(len(frames)))], int(rng.integers(camera.width)), axis=1)[
+            ..., None
+        ] * np.float32(strength)
+
     @cached_property
     def _noise_frames(self) -> list[NDArray[np.float32]]:
+        if self.scene.place is not None:
+            size = self.scene.camera.width, self.scene.camera.height
+            return [frame * np.float32(self.scenery.noise_sigma) for frame in _unit_noise(*size)]
         camera, rng = self.scene.camera, np.random.default_rng([self.scene.seed, 12])
         shape = (camera.height + _NOISE_MARGIN, camera.width + _NOISE_MARGIN, 3)
         sigma = np.float32(self.scenery.noise_sigma)
@@ -341,6 +427,38 @@ def _hull(points_N3: NDArray[np.float64]) -> NDArray[np.float64]:
         return chain[:-1]
 
     return np.asarray([(x, 0.0, z) for x, z in half(ordered) + half(ordered[::-1])])
+
+
+def _hazed(
+    sprite: Sprite, light: tuple[float, float, float], haze: float, haze_rgb: tuple[float, float, float]
+) -> Sprite:
+    """A lit sprite seen through fog."""
+    lit = sprite.rgb_HW3 * (np.asarray(light, np.float32) * np.float32(1 - haze))
+    return replace(sprite, rgb_HW3=lit + np.asarray(haze_rgb, np.float32) * np.float32(haze))
+
+
+@lru_cache(maxsize=8)
+def _unit_noise(width: int, height: int) -> tuple[NDArray[np.float32], ...]:
+    """Noise pictures of unit strength that all random scenes of one size share."""
+    rng, shape = np.random.default_rng([width, height, 12]), (height + _NOISE_MARGIN, width + _NOISE_MARGIN)
+    grains = [rng.standard_normal((*shape, 1), dtype=np.float32) * np.float32(0.85) for _ in range(_NUM_NOISE_FRAMES)]
+    return tuple(g + rng.standard_normal((*shape, 3), dtype=np.float32) * np.float32(0.45) for g in grains)
+
+
+@lru_cache(maxsize=8)
+def _rain_frames(width: int, height: int) -> tuple[NDArray[np.float32], ...]:
+    """Slanted streaks, 0..1."""
+    frames = []
+    for number in range(_NUM_RAIN_FRAMES):
+        rng = np.random.default_rng([width, height, 15, number])
+        picture = Image.new("L", (width, height))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(width * height // 1100):
+            column, row = rng.uniform(0, width), rng.uniform(-0.1, 1) * height
+            length = height * rng.uniform(0.03, 0.09)
+            pen.line((column, row, column - length * 0.15, row + length), fill=int(rng.integers(70, 220)))
+        frames.append(np.asarray(picture.filter(ImageFilter.GaussianBlur(0.5)), np.float32) / np.float32(255))
+    return tuple(frames)
 
 
 @lru_cache(maxsize=64)

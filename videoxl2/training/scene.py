@@ -304,7 +304,7 @@ class Smoke:
 
 @dataclass(frozen=True)
 class Doorway:
-    """An open door of a random place: the opening between two corners on the ground, present while it is open.
+    """A door of a random place that is open during ``intervals`` (the track spans them all).
 
     ``ends`` are the corners ``(x, z)`` of the opening, the hinge first; the leaf swings away from the camera.
     """
@@ -312,6 +312,7 @@ class Doorway:
     actor_id: str
     track: Track
     ends: tuple[tuple[float, float], tuple[float, float]]
+    intervals: tuple[tuple[float, float], ...]
     height_m: float = 2.1
 
     @property

@@ -36,7 +36,8 @@ class Scenery:
 
     ``depth_HW`` is the distance of walls and props in metres, infinite where nothing hides an actor (ground, sky).
     ``light_at`` gives the light falling on an actor at a ground point, per colour channel. ``sun`` is the direction of
-    shadows on the ground in metres per metre of height, or None for soft contact shadows only.
+    shadows on the ground in metres per metre of height, or None for soft contact shadows only. ``haze_at`` is the share
+    of ``haze_rgb`` that fog mixes into an actor at a distance.
     """
 
     rgb_HW3: Floats
@@ -46,6 +47,8 @@ class Scenery:
     noise_sigma: float
     doors: Mapping[str, Door] = field(default_factory=dict)
     parked: Mapping[str, tuple[Vehicle, Pose]] = field(default_factory=dict)
+    haze_at: Callable[[float], float] | None = None
+    haze_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def build_scenery(camera: Camera, seed: int) -> Scenery:

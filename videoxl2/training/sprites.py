@@ -108,17 +108,24 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Frame3D:
-    """An actor's own axes in the world: forward along the heading, side to its left, up."""
+    """An actor's own axes in the world: forward along the heading, side to its left, up.
+
+    ``pitch`` tips the actor over its feet, pi/2 being flat on the ground.
+    """
 
     x: float
     z: float
     heading: float
+    pitch: float = 0.0
 
     @classmethod
     def of(cls, pose: Pose) -> Frame3D:
         return cls(pose.x, pose.z, pose.heading)
 
     def at(self, forward: float, side: float, up: float) -> Point:
+        if self.pitch:
+            sin_p, cos_p = math.sin(self.pitch), math.cos(self.pitch)
+            forward, up = forward * cos_p + up * sin_p, max(0.03, up * cos_p - forward * sin_p + 0.14 * sin_p)
         cos, sin = math.cos(self.heading), math.sin(self.heading)
         return (self.x + forward * cos - side * sin, up, self.z + forward * sin + side * cos)
 
@@ -155,8 +162,11 @@ def hand_position(person: Person, pose: Pose) -> Point:
     return Frame3D.of(pose).at(0.03, -0.15 * h, 0.45 * h)
 
 
-def draw_person(camera: Camera, person: Person, pose: Pose, is_carrying: bool = False) -> Sprite | None:
-    h, body, gait = person.height_m, Frame3D.of(pose), _gait(pose, person.height_m)
+def draw_person(
+    camera: Camera, person: Person, pose: Pose, is_carrying: bool = False, pitch: float = 0.0
+) -> Sprite | None:
+    h, gait = person.height_m, _gait(pose, person.height_m)
+    body = Frame3D(pose.x, pose.z, pose.heading, pitch)
     canvas = Canvas(camera)
     shirt, trousers, hair = COLOURS[person.shirt], COLOURS[person.trousers], COLOURS[person.hair]
     bounce = gait.bounce * abs(math.sin(gait.phase)) * h

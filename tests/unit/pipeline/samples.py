@@ -10,8 +10,8 @@ from typing import Any
 from indexers.records import VectorHit, VideoRow
 from indexers.store import LanceStore
 from indexers.testing import add_video, make_video
-from pipeline.recipe import Manifest, Recipe, make_recipe, write_manifest
 from pipeline.config import IngestSettings
+from pipeline.recipe import Manifest, Recipe, make_recipe, write_manifest
 from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint
 from videoxl2.text_tower import TextSpec
 

@@ -71,7 +71,7 @@ def test_deleting_removes_every_version_and_leaves_tombstones(archive: Archive) 
     assert kv_files(archive.folder) == {B.video_id}
     tombstone = next(row for row in LanceStore.open(archive.folder).videos() if row.video_id == A.video_id)
     assert tombstone.state == DELETED
-    kept = {name: value for name, value in tombstone.to_row().items() if value not in (None, 0, "unknown")}
+    kept = {name: value for name, value in tombstone.to_row().items() if value not in (None, 0, "", "unknown")}
     assert kept.keys() == {"video_id", "uri", "etag", "key", "source", "camera", "size", "state"}
     assert verdict(tombstone) is Verdict.SKIP
     assert {moment.uri for moment in archive.search("car")} == {B.uri}

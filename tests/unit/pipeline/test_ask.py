@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from indexers.testing import make_video
-from pipeline.ask import _HEADER_ROOM, REUSE_MODES, PlannedChunk, _pieces, _reading_order, ask, header_text, sparse_tokens
+from pipeline.ask import (
+    _HEADER_ROOM,
+    REUSE_MODES,
+    PlannedChunk,
+    _pieces,
+    _reading_order,
+    ask,
+    header_text,
+    sparse_tokens,
+)
 from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.kv_source import LoadedKV
@@ -24,9 +33,7 @@ from videoxl2.kv import ChunkKV, KVLevel, sparsify
 @pytest.mark.parametrize("compression", [1, 3, 4, 36, 40])
 @pytest.mark.parametrize("times", [[3], [3, 4, 5, 5, 6, 6]])
 def test_the_planned_size_of_sparse_kv_is_its_real_size(times: list[int], compression: int) -> None:
-    chunk = ChunkKV(
-        torch.zeros(1, 2, 1, sum(times) + 36 * len(times), 2), tuple((t, 36) for t in times), KVLevel.DENSE
-    )
+    chunk = ChunkKV(torch.zeros(1, 2, 1, sum(times) + 36 * len(times), 2), tuple((t, 36) for t in times), KVLevel.DENSE)
     row = {"num_tokens": chunk.num_tokens, "num_groups": chunk.num_groups, "group_time_tokens": times}
     assert sparse_tokens(row, compression) == sparsify(chunk, compression).num_tokens
 

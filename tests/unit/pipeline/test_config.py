@@ -85,7 +85,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, text: str, name: str) -> None:
 
 def test_a_value_where_a_section_belongs_is_named_when_it_is_overridden(tmp_path: Path) -> None:
     """It was a TypeError."""
-    with pytest.raises(ConfigError, match="ingest: 5 .*section"):
+    with pytest.raises(ConfigError, match=r"ingest: 5 .*section"):
         load_settings(settings_file(tmp_path, "ingest = 5"), {"ingest.fps": 2.0}, environ={})
 
 
@@ -119,6 +119,7 @@ def test_every_section_is_frozen_closed_and_described(section: type[BaseModel]) 
     undescribed = {
         name
         for name, field in section.model_fields.items()
-        if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+        if not field.description
+        and not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
     }
     assert not undescribed

@@ -1,4 +1,4 @@
-""""Not indexed" never reads as "nothing happened": every kind of row, and every hole in the range, is named."""
+""" "Not indexed" never reads as "nothing happened": every kind of row, and every hole in the range, is named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from indexers.scope import ClockWindow
 from indexers.testing import make_video
 from pipeline.coverage import coverage_of
 from pipeline.results import Coverage
@@ -157,3 +158,65 @@ def test_a_camera_that_was_asked_for_and_has_nothing_in_the_range_is_one_hole() 
 def test_the_footage_of_videos_without_a_camera_is_one_line_of_time() -> None:
     rows = [footage("a", 0, camera=None), footage("b", 2, camera=None)]
     assert gaps(coverage_of(rows, after=START, before=START + 3 * HOUR)) == [(None, at(1), at(2))]
+
+
+def test_the_footage_between_named_videos_was_not_asked_about() -> None:
+    """It was listed as "no footage indexed" although other videos cover it."""
+    rows = [footage("a", 0), footage("b", 1), footage("c", 2)]
+    after, before = START, START + 3 * HOUR
+    coverage = coverage_of(rows, video_ids=[rows[1].video_id], after=after, before=before)
+    assert (coverage.videos, coverage.hours, coverage.not_indexed) == (1, 1.0, ())
+    outside = coverage_of(rows, video_ids=[rows[1].video_id], after=START + 2 * HOUR)
+    assert outside.is_empty and gaps(outside) == [(None, at(2), None)]
+
+
+def window(start: str, end: str) -> ClockWindow:
+    """Hours of the day in Berlin, an hour ahead of ``START``'s zone: the footage starts at 09:00 there."""
+    return ClockWindow.parse((start, end), "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "hours", "videos"),
+    [
+        ("09:00", "10:00", 1.0, 1),
+        ("09:30", "09:45", 0.25, 1),
+        ("08:00", "09:15", 0.25, 1),
+        ("22:00", "09:15", 0.25, 1),
+        ("00:00", "24:00", 1.0, 1),
+        ("10:00", "09:00", 0.0, 0),
+        ("03:00", "04:00", 0.0, 0),
+    ],
+)
+def test_only_the_hours_of_the_day_that_were_asked_for_count(start: str, end: str, hours: float, videos: int) -> None:
+    """All of the footage counted, so an empty answer about the night read as "nothing happened"."""
+    coverage = coverage_of([footage("a", 0)], clock=window(start, end))
+    assert (coverage.videos, coverage.hours) == (videos, pytest.approx(hours))
+    assert coverage.is_empty == (videos == 0)
+    assert not coverage.is_empty or gaps(coverage) == [(None, None, None)]
+
+
+def test_hours_of_the_day_add_up_over_days_and_changes_of_the_clock() -> None:
+    days = footage("a", 0, 72.0)
+    assert coverage_of([days], clock=window("22:00", "06:00")).hours == pytest.approx(24.0)
+    spring = make_video("b", start_time=datetime.fromisoformat("2026-03-28T12:00:00Z"), duration_s=24 * 3600.0)
+    assert coverage_of([spring], clock=window("00:00", "04:00")).hours == pytest.approx(3.0)
+    autumn = make_video("c", start_time=datetime.fromisoformat("2026-10-24T12:00:00Z"), duration_s=24 * 3600.0)
+    assert coverage_of([autumn], clock=window("00:00", "04:00")).hours == pytest.approx(5.0)
+
+
+def test_hours_of_the_day_and_a_range_both_bound() -> None:
+    coverage = coverage_of([footage("a", 0, 4.0)], after=START + HOUR, clock=window("09:00", "10:30"))
+    assert coverage.hours == pytest.approx(0.5)
+
+
+def test_only_holes_at_the_hours_asked_for_are_named() -> None:
+    rows = [footage("a", 0), footage("b", 2), footage("c", 5)]
+    assert gaps(coverage_of(rows, clock=window("09:00", "14:30"))) == [("gate", at(1), at(2)), ("gate", at(3), at(5))]
+    assert gaps(coverage_of(rows, clock=window("09:00", "11:30"))) == [("gate", at(1), at(2))]
+    daily = [footage("a", 0), footage("b", 24), footage("c", 72)]
+    assert gaps(coverage_of(daily, clock=window("09:00", "10:00"))) == [("gate", at(25), at(72))]
+
+
+def test_footage_of_unknown_start_cannot_lie_in_hours_of_the_day() -> None:
+    coverage = coverage_of([footage("a", None)], clock=window("09:00", "10:00"))
+    assert coverage.is_empty and "start is unknown" in reasons(coverage)["a.mp4"]

@@ -11,10 +11,9 @@ import pytest
 
 from indexers import container
 from indexers.records import SCHEMA_VERSION
-from pipeline.config import IngestSettings
+from pipeline.config import IngestSettings, Settings
 from pipeline.errors import ConfigError, ModelMismatch
 from pipeline.ingest_run import run_ingest
-from pipeline.config import Settings
 from pipeline.recipe import MANIFEST_NAME, Manifest, Recipe, make_recipe, read_manifest, write_manifest
 from tests.unit.pipeline.samples import tiny_recipe
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
@@ -52,14 +51,19 @@ def flipped(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 FLIPPED = list(flipped(RECIPE.model_dump(mode="json")))
 
 
+def recipe_of(document: dict[str, Any]) -> Recipe:
+    """The recipe of these values, sensible together or not."""
+    return Recipe.model_construct(**{**document, "prefill": PrefillSettings.model_construct(**document["prefill"])})
+
+
 def test_every_field_is_flipped_by_these_tests() -> None:
     assert {path[0] for path, _ in FLIPPED} == set(Recipe.model_fields)
     assert {path[1] for path, _ in FLIPPED if path[0] == "prefill"} == set(PrefillSettings.model_fields)
 
 
-@pytest.mark.parametrize(("path", "document"), FLIPPED, ids=lambda value: ".".join(value) if value else "")
+@pytest.mark.parametrize(("path", "document"), FLIPPED, ids=[".".join(path) for path, _ in FLIPPED])
 def test_any_difference_changes_the_fingerprint_and_is_named(path: tuple[str, ...], document: dict[str, Any]) -> None:
-    changed = Recipe.model_validate(document)
+    changed = recipe_of(document)
     assert changed.fingerprint != RECIPE.fingerprint
     with pytest.raises(ModelMismatch, match=f"another {path[0]}") as caught:
         RECIPE.require_equal(changed, "/archive")
@@ -67,7 +71,7 @@ def test_any_difference_changes_the_fingerprint_and_is_named(path: tuple[str, ..
 
 
 def test_fingerprints_of_all_differences_differ() -> None:
-    prints = [Recipe.model_validate(document).fingerprint for _, document in FLIPPED]
+    prints = [recipe_of(document).fingerprint for _, document in FLIPPED]
     assert len({*prints, RECIPE.fingerprint}) == len(FLIPPED) + 1
     assert all(len(text) == 32 for text in prints)
 
@@ -78,8 +82,18 @@ def test_both_values_are_shown() -> None:
 
 
 def test_the_same_recipe_is_accepted_and_has_the_same_fingerprint() -> None:
+    assert recipe_of(RECIPE.model_dump(mode="json")).fingerprint == RECIPE.fingerprint
     again = Recipe.model_validate_json(RECIPE.model_dump_json())
     RECIPE.require_equal(again, "a")
+    assert again.fingerprint == RECIPE.fingerprint
+
+
+def test_the_order_of_fields_does_not_matter() -> None:
+    def turned(value: Any) -> Any:
+        return {name: turned(value[name]) for name in reversed(value)} if isinstance(value, dict) else value
+
+    again = Recipe.model_validate(turned(RECIPE.model_dump(mode="json")))
+    assert list(again.architecture) != list(RECIPE.architecture)
     assert again.fingerprint == RECIPE.fingerprint
 
 

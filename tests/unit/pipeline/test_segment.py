@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,7 @@ def test_groups_and_chunks_tile_the_segment_half_open(tmp_path: Path, num_frames
         spans = [(row["start_s"], row["end_s"]) for row in rows_of(table)]
         assert spans[0][0] == 40.0 and spans[-1][1] == end_s
         assert all(start < end for start, end in spans)
-        assert all(left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(spans))
     groups, chunks = rows_of(rows.embeddings), {row["chunk_id"]: row for row in rows_of(rows.chunks)}
     for group in groups:
         chunk = chunks[group["chunk_id"]]
@@ -219,4 +220,6 @@ def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
     once, twice = rows_at(tmp_path / "a", 40, batch=40), rows_at(tmp_path / "b", 40, batch=4)
     assert once.segment == twice.segment
     assert once.chunks == twice.chunks and once.sparse == twice.sparse
-    assert [row["group_id"] for row in rows_of(once.embeddings)] == [row["group_id"] for row in rows_of(twice.embeddings)]
+    assert [row["group_id"] for row in rows_of(once.embeddings)] == [
+        row["group_id"] for row in rows_of(twice.embeddings)
+    ]

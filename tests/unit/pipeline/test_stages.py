@@ -85,7 +85,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("prefill", RuntimeError("a bug")),
     ],
 )
-def test_a_failure_of_the_video_is_its_last_event_and_names_the_stage(worker: Any, stage: str, error: Exception) -> None:
+def test_a_failure_of_the_video_is_its_last_event_and_names_the_stage(
+    worker: Any, stage: str, error: Exception
+) -> None:
     failure = worker(stage, error)[-1]
     assert isinstance(failure, StageFailure)
     assert (failure.stage, failure.error_type) == (stage, type(error).__name__)
@@ -104,5 +106,5 @@ def test_what_was_found_out_before_the_failure_is_kept(worker: Any) -> None:
 )
 def test_a_failure_to_write_ends_the_run_and_blames_no_video(worker: Any, error: Exception) -> None:
     """A full disk marked video after video as failed, and a failed one is not tried again."""
-    with pytest.raises(StageError, match="cannot write to the archive.*disk full"):
+    with pytest.raises(StageError, match=r"cannot write to the archive.*disk full"):
         worker("write", error)

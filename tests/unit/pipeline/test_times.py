@@ -48,20 +48,20 @@ def test_no_time_is_no_time() -> None:
 
 @pytest.mark.parametrize("value", ["2026-03-01T22:00", datetime(2026, 3, 1, 22)])
 def test_a_naive_time_without_a_zone_is_refused(value: str | datetime) -> None:
-    with pytest.raises(UsageError, match="--before: 2026-03-01.*no time zone"):
+    with pytest.raises(UsageError, match=r"--before: 2026-03-01.*no time zone"):
         to_utc(value, None, "--before")
 
 
 @pytest.mark.parametrize("value", ["yesterday", "", "22:00", "2026-13-01T00:00Z"])
 def test_what_is_no_time_is_refused_with_its_option(value: str) -> None:
-    with pytest.raises(UsageError, match="--after: .*ISO 8601"):
+    with pytest.raises(UsageError, match=r"--after: .*ISO 8601"):
         to_utc(value, BERLIN, "--after")
 
 
 @pytest.mark.parametrize("value", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-10:00"])
 def test_a_time_that_utc_cannot_hold_is_refused(value: str) -> None:
     """It was an OverflowError."""
-    with pytest.raises(UsageError, match="--after: .*years"):
+    with pytest.raises(UsageError, match=r"--after: .*years"):
         to_utc(value, None, "--after")
 
 
@@ -86,7 +86,15 @@ def test_a_time_of_day_is_two_texts() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (59.999, "0:59"), (61, "1:01"), (3599.9, "59:59"), (3600, "1:00:00"), (36061, "10:01:01"), (-1, "0:00")],
+    [
+        (0, "0:00"),
+        (59.999, "0:59"),
+        (61, "1:01"),
+        (3599.9, "59:59"),
+        (3600, "1:00:00"),
+        (36061, "10:01:01"),
+        (-1, "0:00"),
+    ],
 )
 def test_media_time(seconds: float, text: str) -> None:
     assert format_offset(seconds) == text

@@ -1,0 +1,200 @@
+"""How relevant each chunk of a video is to a question, computed when the question comes.
+
+The published code reads chosen chunks from a file that another model made. Here a ``Relevance`` gives one score per
+chunk, and ``select_levels`` turns scores into levels. Scores of one implementation are comparable within one question
+only; none is a probability.
+
+Shapes: N query heads, K KV heads, T question tokens, M keys, C chunks, Dh head width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from videoxl2.decode import assemble_cache
+from videoxl2.kv import ChunkKV, KVCache
+from videoxl2.language import CachedAttention, QwenDecoder
+from videoxl2.prefill import PrefillModel
+
+
+class QuestionTokenizer(Protocol):
+    """The part of a tokenizer that asking needs."""
+
+    def prefix_ids(self) -> list[int]: ...
+
+    def timestamp_ids(self, t_s: float) -> list[int]: ...
+
+    def prompt_parts(self, question: str) -> tuple[list[int], list[int]]: ...
+
+
+class AskedModel(PrefillModel, Protocol):
+    """The part of a model that attention scores need."""
+
+    @property
+    def tokenizer(self) -> QuestionTokenizer: ...
+
+
+class Relevance(Protocol):
+    """Scores of a video's chunks for a question; higher is more relevant."""
+
+    def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
+        """One finite score per chunk, in their order. ``chunks`` are in temporal order, sparse where there is sparse."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRelevance:
+    """Similarity of question and chunk in an embedding space, computed outside (a search index has it already).
+
+    ``similarities`` holds one score per chunk of the question and chunks that are then asked about;
+    ``chunk_similarities`` makes them from vectors.
+    """
+
+    similarities: tuple[float, ...]
+
+    def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
+        """The given similarities; ``ValueError`` where they are not one per chunk."""
+        if len(self.similarities) != len(chunks):
+            raise ValueError(f"{len(self.similarities)} similarities for {len(chunks)} chunks")
+        return _finite(self.similarities)
+
+
+def chunk_similarities(question_E: Tensor, chunk_vectors_E: Sequence[Tensor]) -> tuple[float, ...]:
+    """The best cosine similarity between a question and any vector [n, E] of each chunk (one per frame group)."""
+    question_E = torch.nn.functional.normalize(question_E.to(torch.float32), dim=-1)
+    best = [
+        (torch.nn.functional.normalize(vectors.to(torch.float32), dim=-1) @ question_E).max()
+        for vectors in chunk_vectors_E
+    ]
+    return tuple(torch.stack(best).tolist()) if best else ()
+
+
+@dataclass(frozen=True)
+class AttentionRelevance:
+    """How much the question's tokens attend to each chunk of the (sparse) video, in the model itself.
+
+    The chunks are assembled, the question is run over them once, and of every chosen layer and head the attention
+    that falls on a chunk is divided by the chunk's number of tokens; a score is relative to the mean over all video
+    tokens, so 1 is what an indifferent model would give, whatever the chunk's length or level. ``pooling`` joins
+    question tokens and heads: ``mean`` asks what the question attends to on the whole, ``max`` whether any head of any
+    token does. ``layers`` and ``heads`` None take all; which are best is a matter of measurement and has not been
+    measured yet. Scores depend on where in the context a chunk stands, as attention does.
+    """
+
+    model: AskedModel
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    pooling: Literal["mean", "max"] = "mean"
+    max_tokens: int | None = None
+
+    @torch.no_grad()
+    def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
+        """Relative attention per chunk. Raises ``ContextOverflow`` where the chunks do not fit the context."""
+        if not chunks:
+            return []
+        decoder = self.model.language
+        cache = assemble_cache(self.model, chunks, max_tokens=self.max_tokens)
+        start = cache.length - sum(chunk.num_tokens for chunk in chunks)
+        _, suffix_ids = self.model.tokenizer.prompt_parts(question)
+        end = cache.length + len(suffix_ids)
+        cache.reserve(end)
+        layers = range(decoder.spec.num_layers) if self.layers is None else self.layers
+        attention = _MassAttention(
+            decoder, cache, end, frozenset(layers), [chunk.num_tokens for chunk in chunks], start
+        )
+        decoder.run(decoder.embed(suffix_ids)[None], attention)
+        mass_ANTC = torch.stack(attention.masses)
+        if self.heads is not None:
+            mass_ANTC = mass_ANTC[:, list(self.heads)]
+        lengths_C = torch.tensor([chunk.num_tokens for chunk in chunks], device=mass_ANTC.device)
+        uniform = mass_ANTC.sum(dim=-1, keepdim=True).clamp_min(1e-30) / lengths_C.sum()
+        relative_ANTC = mass_ANTC / lengths_C.clamp_min(1) / uniform
+        pooled_AC = relative_ANTC.mean(dim=(1, 2)) if self.pooling == "mean" else relative_ANTC.amax(dim=(1, 2))
+        return _finite(pooled_AC.mean(dim=0).tolist())
+
+
+@dataclass(frozen=True)
+class FusedRelevance:
+    """Several scores as one: the weighted sum of their standard scores over the chunks.
+
+    Standard scores rather than ranks: a chunk that stands out by far keeps its lead, equal scores stay equal, and a
+    part that cannot tell the chunks apart (all scores equal) adds nothing instead of an order made of noise.
+    """
+
+    parts: tuple[Relevance, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(self.parts) != len(self.weights):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.parts)} parts")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
+            raise ValueError("weights are finite and not negative")
+
+    def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
+        """The fused scores."""
+        fused = [0.0] * len(chunks)
+        for part, weight in zip(self.parts, self.weights, strict=True):
+            for index, score in enumerate(standard_scores(part.scores(question, chunks))):
+                fused[index] += weight * score
+        return fused
+
+
+def standard_scores(scores: Sequence[float]) -> list[float]:
+    """Distance from the mean in standard deviations; all 0 where the scores do not differ beyond rounding."""
+    if not scores:
+        return []
+    mean = math.fsum(scores) / len(scores)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    if deviation <= 1e-9 * max(map(abs, scores)):
+        return [0.0] * len(scores)
+    return [(score - mean) / deviation for score in scores]
+
+
+class _MassAttention(CachedAttention):
+    """Attention of the question that also notes, in the chosen layers, how much falls on each chunk [N, T, C]."""
+
+    def __init__(
+        self,
+        decoder: QwenDecoder,
+        cache: KVCache,
+        end: int,
+        layers: frozenset[int],
+        lengths: Sequence[int],
+        video_start: int,
+    ) -> None:
+        super().__init__(decoder, cache, end)
+        self._layers, self._num_chunks, self._first = layers, len(lengths), video_start
+        counts = torch.tensor(lengths, device=cache.device)
+        self._chunk_of_M = torch.repeat_interleave(torch.arange(len(lengths), device=cache.device), counts)
+        self.masses: list[Tensor] = []
+
+    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        if layer in self._layers:
+            keys_KMDh = self._cache.keys(layer, self._end)
+            self.masses.append(self._mass(self._rotary.rotate(q_BNTDh)[0], keys_KMDh))
+        return super().attend(layer, q_BNTDh)
+
+    def _mass(self, q_NTDh: Tensor, keys_KMDh: Tensor) -> Tensor:
+        """One KV head at a time, so that the weights of one head group are all that is held."""
+        N, T, Dh = q_NTDh.shape
+        future_TT = torch.ones(T, T, dtype=torch.bool, device=q_NTDh.device).triu_(1)
+        masses: list[Tensor] = []
+        for q_RTDh, keys_MDh in zip(q_NTDh.chunk(len(keys_KMDh)), keys_KMDh, strict=True):
+            logits_RTM = (q_RTDh @ keys_MDh.T).to(torch.float32) * Dh**-0.5
+            logits_RTM[:, :, self._start :].masked_fill_(future_TT, float("-inf"))
+            video_RTM = logits_RTM.softmax(dim=-1)[:, :, self._first : self._first + len(self._chunk_of_M)]
+            mass_RTC = video_RTM.new_zeros(len(q_RTDh), T, self._num_chunks)
+            masses.append(mass_RTC.index_add_(2, self._chunk_of_M, video_RTM))
+        return torch.cat(masses)
+
+
+def _finite(scores: Sequence[float]) -> list[float]:
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("a score is not finite")
+    return list(scores)
