@@ -21,6 +21,8 @@ from indexers.errors import ArchiveLocked, StoreUnavailable
 
 LOCK_NAME = "writer.lock"
 _POLL_S = 0.05
+_PROBE_S = 0.2
+"""A moment's patience: whoever asks ``is_lease_held`` holds a shared lock for that long at most."""
 
 
 class WriterLease:
@@ -75,7 +77,7 @@ class WriterLease:
         os.close(descriptor)
 
     def _lock(self, descriptor: int, wait_s: float) -> None:
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + max(wait_s, _PROBE_S)
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +94,23 @@ class WriterLease:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def is_lease_held(folder: str | Path) -> bool:
+    """Whether a live process holds the lease. Writes nothing, so it works on a read-only archive."""
+    try:
+        descriptor = os.open(Path(folder) / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def lease_holder(folder: str | Path) -> str | None:

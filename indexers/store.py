@@ -389,7 +389,10 @@ class LanceStore:
     def _create_table(self, name: str, embedding_dim: int) -> None:
         connection = self._connect()
         if name in connection.list_tables().tables:
-            return
+            folder = self.folder / TABLES_FOLDER / f"{name}.lance"
+            if any(folder.glob("_versions/*.manifest")):
+                return
+            _remove_tree(folder)  # a killed creation got no further than the folder
         with _translated(name, self.folder):
             connection.create_table(
                 name,

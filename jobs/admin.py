@@ -84,7 +84,7 @@ def run_compact(archive: Archive, wait_s: float, out: Output) -> int:
         out.document(report)
     else:
         out.text(
-            f"tables: {report['table_bytes_freed'] / 1e6:.1f} MB freed; "
+            f"tables: {report['table_bytes_freed'] / 1e6:.1f} MB freed (old versions stay an hour, for readers); "
             f"{report['files_removed']} leftover files removed ({report['file_bytes_freed'] / 1e6:.1f} MB)"
         )
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.output import Output
-from jobs.query import COVERAGE_GAP, media_time, print_coverage, wall_clock
+from jobs.query import COVERAGE_GAP, media_time, print_coverage, short_uri, wall_clock
 
 if TYPE_CHECKING:
     from pipeline.archive import Archive
@@ -41,7 +41,7 @@ def print_events(result: AnomalyResult, out: Output, time_zone: str | None) -> N
                     wall_clock(event, time_zone),
                     media_time(event),
                     event.reason,
-                    event.title,
+                    short_uri(event.uri),
                 ]
                 for event in result.events
             ],
@@ -49,5 +49,5 @@ def print_events(result: AnomalyResult, out: Output, time_zone: str | None) -> N
         )
     else:
         out.text(f"nothing unusual above {result.threshold:.1f} sigma")
-    print_coverage(result.coverage, out)
+    print_coverage(result.coverage, out, time_zone)
     out.text(*(f"note: {notice}" for notice in result.notices))

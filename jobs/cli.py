@@ -103,23 +103,13 @@ def ingest(
     overrides = {
         "model": model,
         "ingest.fps": fps,
-        "ingest.segment_s": segment_s or None,
+        "ingest.segment_s": segment_s,
         "runner.kind": runner,
         "runner.workers": workers,
     }
     with claimed_stdout(as_json) as out:
         opened = open_archive(archive, config, overrides)
-        if segment_s == 0:
-            opened.settings = whole_video_segments(opened.settings)
         return run(opened, source, out, key_pattern=key_pattern, time_zone=time_zone, dry_run=dry_run, wait_s=wait)
-
-
-def whole_video_segments(settings: Any) -> Any:
-    """``settings`` with one segment per video (the published behaviour)."""
-    from pipeline.config import IngestSettings
-
-    given = {name: getattr(settings.ingest, name) for name in settings.ingest.model_fields_set}
-    return settings.model_copy(update={"ingest": IngestSettings(**{**given, "segment_s": None})})
 
 
 @app.command()
@@ -335,6 +325,26 @@ def parity(
 
     with claimed_stdout(as_json) as out:
         return run(folder, out)
+
+
+@app.command()
+def bench(
+    subject: Annotated[str, typer.Argument(help="What to measure: prefill.")],
+    more: Annotated[Optional[list[int]], typer.Argument(metavar="[N]...", help="More numbers of frames.")] = None,  # noqa: UP045
+    frames: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option("--frames", metavar="N", help="Frames of a video; several may follow."),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="M", help="A checkpoint, or random:8b, random:0.5b.")] = "tiny",
+    device: Annotated[Optional[str], typer.Option(metavar="D", help="cpu, cuda, ... [default: a GPU if any]")] = None,  # noqa: UP045
+    mode: Annotated[str, typer.Option(metavar="chunked|bounded|plain|masked", help="How to prefill.")] = "chunked",
+    as_json: JsonOption = False,
+) -> int:
+    """Measure the model on this machine: vision, DTS and language time, arithmetic rate, memory."""
+    from jobs.bench import run
+
+    with claimed_stdout(as_json) as out:
+        return run(subject, [*(frames or []), *(more or [])], model, device, mode, out)
 
 
 def main(arguments: list[str] | None = None) -> int:

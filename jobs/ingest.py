@@ -93,10 +93,18 @@ class progress:
 
 def print_report(report: IngestReport, out: Output) -> None:
     """The report as a person wants to read it: what was done, what went wrong, what to do next."""
+    from pipeline.times import iso
+
     if report.dry_run:
         todo = [video for video in report.videos if video.state == "discovered"]
         out.text(f"would index {len(todo)} videos, {report.skipped} need no work")
-        out.text(*(f"  {video.uri}" for video in todo))
+        out.text(
+            *(
+                f"  {video.uri}: camera {video.camera or 'unknown'}, start {iso(video.start_time) or 'not in the key'}"
+                for video in todo
+            ),
+            *(f"note: {notice}" for notice in report.notices),
+        )
         return
     if not report.videos:
         out.text("the sources hold no video files")

@@ -106,4 +106,6 @@ def configure_logging(level: str, as_json: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for library in ("botocore", "boto3", "urllib3", "s3transfer"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
     os.environ.setdefault("LANCE_LOG", "error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from jobs.output import Output
@@ -47,7 +48,7 @@ def print_search(result: SearchResult, out: Output, time_zone: str | None) -> No
                     moment.camera or "-",
                     wall_clock(moment, time_zone),
                     media_time(moment),
-                    moment.title,
+                    short_uri(moment.uri),
                 ]
                 for moment in result.moments
             ],
@@ -55,7 +56,7 @@ def print_search(result: SearchResult, out: Output, time_zone: str | None) -> No
         )
     else:
         out.text("no moments")
-    print_coverage(result.coverage, out)
+    print_coverage(result.coverage, out, time_zone)
     out.text(*(f"note: {notice}" for notice in result.notices))
 
 
@@ -74,7 +75,7 @@ def print_answer(answer: Answer, out: Output, time_zone: str | None) -> None:
                     wall_clock(citation, time_zone),
                     media_time(citation),
                     citation.level,
-                    citation.title,
+                    short_uri(citation.uri),
                 ]
                 for number, citation in enumerate(answer.citations, start=1)
             ],
@@ -85,32 +86,43 @@ def print_answer(answer: Answer, out: Output, time_zone: str | None) -> None:
             f"{context.dense_chunks} dense and {context.sparse_chunks} sparse chunks, {context.tokens} tokens, "
             f"{context.kv_bytes_read / 1e6:.1f} MB of KV read; first token after {timings.first_token_s:.2f} s"
         )
-    print_coverage(answer.coverage, out)
+    print_coverage(answer.coverage, out, time_zone)
     out.text(*(f"note: {notice}" for notice in answer.notices))
 
 
-def print_coverage(coverage: Coverage, out: Output) -> None:
+def print_coverage(coverage: Coverage, out: Output, time_zone: str | None) -> None:
     """What was looked at, and what was not: never let a gap read as "nothing happened"."""
     out.text(f"looked at {coverage.videos} videos, {coverage.hours:.2f} hours")
     if not coverage.not_indexed:
         return
     out.text("NOT looked at:")
     for gap in coverage.not_indexed[:SHOWN_GAPS]:
-        name = gap["uri"] or f"camera {gap['camera'] or '(any)'}"
-        span = f" {gap['start_time'] or '...'} to {gap['end_time'] or '...'}" if gap["uri"] is None else ""
-        out.text(f"  {name}{span}: {gap['reason']}")
+        name = gap["uri"] or (f"camera {gap['camera']}" if gap["camera"] is not None else "any camera")
+        start, end = local_time(gap["start_time"], time_zone), local_time(gap["end_time"], time_zone)
+        out.text(f"  {name}{f' {start} to {end}' if gap['uri'] is None else ''}: {gap['reason']}")
     if len(coverage.not_indexed) > SHOWN_GAPS:
         out.text(f"  and {len(coverage.not_indexed) - SHOWN_GAPS} more (--json lists all)")
 
 
 def wall_clock(interval: Interval, time_zone: str | None) -> str:
     """Local date and time of the start, with its offset; says so where the start is unknown."""
-    if interval.start_time is None:
-        return "(start unknown)"
+    return "(start unknown)" if interval.start_time is None else local_time(interval.start_time, time_zone)
+
+
+def local_time(moment: datetime | str | None, time_zone: str | None) -> str:
+    """A time (ISO 8601 text or datetime, in UTC) in the zone that was asked for; ``...`` for an open end."""
+    if moment is None:
+        return "..."
     from pipeline.times import parse_time_zone
 
-    local = interval.start_time.astimezone(parse_time_zone(time_zone) or interval.start_time.tzinfo)
-    return local.strftime("%Y-%m-%d %H:%M:%S %Z")
+    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    return parsed.astimezone(parse_time_zone(time_zone) or UTC).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def short_uri(uri: str) -> str:
+    """The last three parts of a URI: enough to tell cameras and days apart in a table."""
+    parts = uri.rsplit("/", 3)
+    return uri if len(parts) < 4 else "…/" + "/".join(parts[1:])
 
 
 def media_time(interval: Interval) -> str:

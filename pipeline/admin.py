@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from indexers.lease import WriterLease, lease_holder
+from indexers.lease import WriterLease, is_lease_held, lease_holder
 from indexers.records import DELETED, DELETING, FAILED, QUARANTINED, QUEUED, TABLES, VideoRow
 from indexers.store import LanceStore
 from indexers.sweep import sweep
@@ -64,13 +64,7 @@ def status(reader: ArchiveReader) -> dict[str, Any]:
 
 def _writer(reader: ArchiveReader) -> str | None:
     """Who holds the writer lease; a dead holder has lost it and is not named."""
-    from indexers.errors import ArchiveLocked
-
-    try:
-        WriterLease(reader.folder).acquire().release()
-    except ArchiveLocked as exc:
-        return lease_holder(reader.folder) or str(exc)
-    return None
+    return (lease_holder(reader.folder) or "another process") if is_lease_held(reader.folder) else None
 
 
 def retry(reader: ArchiveReader, uris: Iterable[str], wait_s: float) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexers.records import VideoRow, make_group_id, rows_of
 from indexers.scope import Scope
-from pipeline.errors import UsageError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.evidence import evidence_for
 from pipeline.kv_source import KVSource, LoadedKV
 from pipeline.query import interval_fields
@@ -122,8 +122,8 @@ def ask(
 def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int) -> list[PlannedChunk]:
     """The chunks of the context in reading order, with levels, within ``budget`` tokens.
 
-    The segments of the most relevant chunks are taken, best first, while all of their chunks fit at least as sparse
-    KV; then the budget and ``LevelSettings`` decide which chunks are dense.
+    The segments of the most relevant chunks are taken, best first; of a segment that does not fit as sparse KV, its
+    best chunks. Part of the budget is kept free for those chunks that ``LevelSettings`` then makes dense.
     """
     from videoxl2.decode import select_levels
 
@@ -138,15 +138,18 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
             best[key] = max(best.get(key, -1.0), hit.score)
     ranked = sorted(segment_scores, key=lambda segment: (-segment_scores[segment], segment))
     compression = reader.manifest.recipe.compression
+    sizes = reader.settings.ingest.levels
     chosen: list[dict[str, Any]] = []
     used = 0
     for segment in ranked[: reader.settings.query.max_segments]:
         rows = rows_of(reader.store.chunks(segment_ids=[segment]))
-        size = sum(sparse_tokens(row, compression) for row in rows) + _HEADER_ROOM
-        if chosen and used + size > budget:
-            continue
-        chosen.extend(rows)
-        used += size
+        gain = max(row["num_tokens"] - sparse_tokens(row, compression) for row in rows)
+        kept_for_dense = min(budget // 2, (sizes.max_dense_chunks + 2) * gain)
+        taken = best_that_fit(rows, chunk_scores, compression, budget - kept_for_dense - used - _HEADER_ROOM)
+        chosen.extend(taken)
+        used += sum(sparse_tokens(row, compression) for row in taken) + (_HEADER_ROOM if taken else 0)
+    if ranked and not chosen:
+        raise ConfigError("query.max_context_tokens leaves no room for a single chunk of footage; raise it")
     headers = _HEADER_ROOM * len({row["segment_id"] for row in chosen})
     chosen.sort(key=_reading_order)
     scores = [chunk_scores.get(row["chunk_id"], -1.0) for row in chosen]
@@ -167,6 +170,19 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
         )
         for row, score, level in zip(chosen, scores, levels, strict=True)
     ]
+
+
+def best_that_fit(
+    rows: Sequence[dict[str, Any]], scores: dict[str, float], compression: int, room: int
+) -> list[dict[str, Any]]:
+    """All rows where their sparse KV fits into ``room`` tokens, else the best-scoring that do, in their order."""
+    taken: set[str] = set()
+    for row in sorted(rows, key=lambda row: (-scores.get(row["chunk_id"], -1.0), row["chunk_id"])):
+        room -= sparse_tokens(row, compression)
+        if room < 0:
+            break
+        taken.add(row["chunk_id"])
+    return [row for row in rows if row["chunk_id"] in taken]
 
 
 def _middle_group_id(row: dict[str, Any], chunk_groups: int) -> str:

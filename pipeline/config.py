@@ -11,9 +11,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.decode_worker import DecodeSettings
 from pipeline.errors import ConfigError
@@ -27,9 +27,14 @@ class IngestSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fps: float = Field(1.0, gt=0, le=60, description="frames sampled per second of media time")
-    segment_s: float | None = Field(600.0, gt=0, description="seconds per segment; none = one segment per video")
+    segment_s: float | None = Field(600.0, ge=0, description="seconds per segment; 0 = one segment per video")
     prefill: PrefillSettings = Field(default_factory=PrefillSettings)
     levels: LevelSettings = Field(default_factory=LevelSettings)
+
+    @field_validator("segment_s")
+    @classmethod
+    def _zero_is_the_whole_video(cls, value: float | None) -> float | None:
+        return value or None
 
     @model_validator(mode="after")
     def _segment_holds_whole_groups(self) -> IngestSettings:
@@ -78,7 +83,10 @@ class Settings(BaseModel):
 
     archive: str | None = Field(None, description="address of the archive")
     model: str = Field("tiny", description="packaged model, checkpoint folder or Hub id")
-    device: str | None = Field(None, description="cpu, cuda or cuda:N; none = GPU where there is one")
+    device: str | None = Field(None, description="cpu, cuda or cuda:N; unset = GPU where there is one")
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="number type of a new archive's KV; unset = float32 on a CPU, bfloat16 on a GPU"
+    )
     ingest: IngestSettings = Field(default_factory=IngestSettings)
     decode: DecodeSettings = Field(default_factory=DecodeSettings)
     s3: S3Settings = Field(default_factory=S3Settings)

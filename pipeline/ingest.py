@@ -34,6 +34,7 @@ from indexers.store import LanceStore
 from indexers.sweep import STAGING_FOLDER, sweep
 from pipeline.admin import finish_deletions
 from pipeline.config import Settings
+from pipeline.errors import ConfigError
 from pipeline.keypattern import KeyPattern
 from pipeline.ledger import Verdict, after_failure, verdict
 from pipeline.media import MediaObject, MediaSource, open_source
@@ -60,6 +61,7 @@ class Listed:
     title: str
     start_time: datetime | None
     time_zone: str | None
+    fits_pattern: bool = True
 
 
 def list_objects(sources: Iterable[MediaSource], pattern: KeyPattern | None, time_zone: str | None) -> list[Listed]:
@@ -77,8 +79,23 @@ def list_objects(sources: Iterable[MediaSource], pattern: KeyPattern | None, tim
                 title=(facts.title if facts else None) or _stem(media.key),
                 start_time=facts.start_time if facts else None,
                 time_zone=time_zone,
+                fits_pattern=facts is None or facts.is_match,
             )
     return list(listed.values())
+
+
+def check_pattern(listed: list[Listed], pattern: str | None) -> str | None:
+    """A notice when some keys do not fit the pattern. Raises ``ConfigError`` when none does: camera and start of
+    everything would be lost, and could only be repaired by indexing again."""
+    strangers = [item.media.key for item in listed if not item.fits_pattern]
+    if not strangers:
+        return None
+    if len(strangers) == len(listed):
+        raise ConfigError(f"--key-pattern {pattern!r} fits none of {len(listed)} keys, for example {strangers[0]!r}")
+    return (
+        f"{len(strangers)} of {len(listed)} keys do not fit the key pattern, for example {strangers[0]!r}: "
+        "they have no camera, and a start only where their container names one"
+    )
 
 
 def _stem(key: str) -> str:
@@ -119,7 +136,7 @@ class Ingestion:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
         started = time.monotonic()
         with WriterLease(self._archive, wait_s) as lease:
-            self._store = LanceStore.create(self._archive, self._manifest.recipe.embedding_dim)
+            self._store = LanceStore.open(self._archive)
             finish_deletions(self._store)
             self._rows = {row.video_id: row for row in self._store.videos()}
             self._recover_staged()
@@ -328,6 +345,7 @@ def video_report(row: VideoRow) -> VideoReport:
         segments=row.num_segments,
         chunks=row.num_chunks,
         duration_s=row.duration_s or 0.0,
+        start_time=row.start_time,
         error_type=row.error_type,
         error_message=row.error_message,
     )
@@ -350,6 +368,7 @@ def dry_run_report(listed: list[Listed], rows: dict[str, VideoRow]) -> IngestRep
                 segments=0,
                 chunks=0,
                 duration_s=0.0,
+                start_time=item.start_time,
             )
         )
     return IngestReport(

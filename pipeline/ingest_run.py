@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from indexers.lease import WriterLease
 from indexers.store import LanceStore
 from pipeline.config import IngestSettings, Settings
 from pipeline.errors import ConfigError, UsageError
-from pipeline.ingest import Ingestion, Observer, dry_run_report, list_objects, open_sources, parse_key_pattern
-from pipeline.recipe import Manifest, is_manifest_file, make_recipe, read_manifest, write_manifest
+from pipeline.ingest import (
+    Ingestion,
+    Observer,
+    check_pattern,
+    dry_run_report,
+    list_objects,
+    open_sources,
+    parse_key_pattern,
+)
+from pipeline.recipe import Manifest, is_archive_part, make_recipe, read_manifest, write_manifest
 from pipeline.results import IngestReport
-from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint, weights_notice
+from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint, weights_notice
 from videoxl2.config import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 PROMPT_ROOM = 64
 TIMESTAMP_ROOM = 11
@@ -40,21 +52,23 @@ def run_ingest(
     found = read_manifest(folder)
     manifest, notice = _manifest(folder, found, settings)
     listed = list_objects(opened, pattern, time_zone)
+    notices = [notice for notice in (check_pattern(listed, key_pattern), notice) if notice is not None]
     observer("listed", {"objects": len(listed)})
     if dry_run:
         rows = {} if found is None else {row.video_id: row for row in LanceStore.open(folder).videos()}
-        return dry_run_report(listed, rows)
+        return dry_run_report(listed, rows).with_notices(notices)
+    if settings.runner.kind == "local" and settings.runner.workers > 1:
+        logger.warning(
+            "%d workers were asked for; the local runner has one (--runner ray has more)", settings.runner.workers
+        )
     if found is None:
-        _require_new(folder)
-        write_manifest(folder, manifest)
-    report = Ingestion(folder, manifest, settings, observer).run(listed, wait_s)
-    return report if notice is None else report.with_notice(notice)
+        _create(folder, manifest, wait_s)
+    return Ingestion(folder, manifest, settings, observer).run(listed, wait_s).with_notices(notices)
 
 
 def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple[Manifest, str | None]:
     """The archive's manifest, or that of a new archive; settings that differ from the archive's are refused."""
     from videoxl2.model import choose_device
-    from videoxl2.text_tower import TextSpec, dual_encoder_folder
 
     name = settings.model
     if found is not None and "model" not in settings.model_fields_set:
@@ -66,22 +80,34 @@ def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple
     if found is not None:
         given = settings.ingest.model_fields_set
         ingest = found.ingest.model_copy(update={field: getattr(settings.ingest, field) for field in given})
-    embedding_dim = TextSpec.from_config(read_config(dual_encoder_folder(info.folder))).embedding_width
-    dtype = (
-        found.recipe.dtype if found is not None else str(choose_device(settings.device, None)[1]).removeprefix("torch.")
-    )
+    usual = str(choose_device(settings.device, None)[1]).removeprefix("torch.")
+    dtype = settings.dtype or (usual if found is None else found.recipe.dtype)
     check_segment_fits(info.spec, ingest)
-    recipe = make_recipe(info, embedding_dim, ingest, dtype)
+    recipe = make_recipe(info, ingest, dtype)
     if found is not None:
         found.recipe.require_equal(recipe, str(folder))
         return found, weights_notice(info)
     return Manifest(model=name, recipe=recipe), weights_notice(info)
 
 
-def _require_new(folder: Path) -> None:
-    """A folder that holds other things is never turned into an archive."""
-    if folder.is_dir() and not all(is_manifest_file(entry) for entry in folder.iterdir()):
+def _create(folder: Path, manifest: Manifest, wait_s: float) -> None:
+    """Make an archive: its tables, then its manifest, so that a folder with a manifest is a whole archive.
+
+    A folder that holds other things is never turned into an archive; what a killed creation left is taken over.
+    """
+    if folder.is_dir() and not all(is_archive_part(entry) for entry in folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty and not an archive; name an empty or new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"cannot make an archive at {str(folder)!r}: {exc.strerror}") from exc
+    with WriterLease(folder, wait_s):
+        raced = read_manifest(folder)
+        if raced is not None:
+            raced.recipe.require_equal(manifest.recipe, str(folder))
+            return
+        LanceStore.create(folder, manifest.recipe.embedding_dim)
+        write_manifest(folder, manifest)
 
 
 def check_segment_fits(spec: ModelSpec, ingest: IngestSettings) -> None:

@@ -155,7 +155,7 @@ def _segment_batches(reader: ArchiveReader, video: VideoRow, segment_index: int)
                 fetch_uri(video.uri, video.etag, reader.settings.s3, Path(scratch)) as media,
                 DecodeWorker(reader.settings.decode) as decoder,
             ):
-                request = decode_request(reader.manifest.recipe, reader.model, first_segment=segment_index)
+                request = decode_request(reader.manifest.recipe, first_segment=segment_index)
                 for event in decoder.decode(str(media.path), video.uri, request):
                     if not isinstance(event, FrameBatch):
                         continue

@@ -15,14 +15,19 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from indexers.container import TEMP_SUFFIX, DurableFile
+from indexers.lease import LOCK_NAME
 from indexers.records import SCHEMA_VERSION
+from indexers.store import TABLES_FOLDER
 from pipeline.config import IngestSettings
 from pipeline.errors import ConfigError, ModelMismatch
-from videoxl2.checkpoint import CheckpointInfo
+from videoxl2.checkpoint import CheckpointInfo, read_config
 from videoxl2.config import LevelSettings, PrefillSettings
+from videoxl2.text_tower import TextSpec, dual_encoder_folder
 
 MANIFEST_NAME = "archive.json"
 KV_LAYOUT_VERSION = 1
+SIGLIP_IMAGE_SIZE = 224
+"""What a published SigLIP configuration means when it leaves the image size out."""
 PREPROCESSING = "pil-bicubic-square/v1"
 
 
@@ -38,12 +43,23 @@ class Recipe(BaseModel):
     architecture: dict[str, Any]
     embedding_dim: int
     preprocessing: str
+    embed_image_size: int
     fps: float
     segment_s: float | None
     prefill: PrefillSettings
     chunk_groups: int
     compression: int
     dtype: str
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's square input in pixels."""
+        return int(self.architecture["vision"]["image_size"])
+
+    @property
+    def frames_per_group(self) -> int:
+        """Sampled frames per frame group."""
+        return int(self.architecture["dts"]["frames_per_group"])
 
     @property
     def fingerprint(self) -> str:
@@ -84,16 +100,18 @@ class Manifest(BaseModel):
         )
 
 
-def make_recipe(info: CheckpointInfo, embedding_dim: int, settings: IngestSettings, dtype: str) -> Recipe:
-    """The recipe of an archive made by this checkpoint with these settings."""
+def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> Recipe:
+    """The recipe of an archive made by this checkpoint and its dual encoder with these settings."""
+    encoder = read_config(dual_encoder_folder(info.folder))
     return Recipe(
         schema_version=SCHEMA_VERSION,
         kv_layout_version=KV_LAYOUT_VERSION,
         weights_digest=info.weights_digest,
         encoder_digest=info.encoder_digest,
         architecture=json.loads(json.dumps(info.spec.to_dict())),
-        embedding_dim=embedding_dim,
+        embedding_dim=TextSpec.from_config(encoder).embedding_width,
         preprocessing=PREPROCESSING,
+        embed_image_size=int(encoder.get("vision_config", {}).get("image_size", SIGLIP_IMAGE_SIZE)),
         fps=settings.fps,
         segment_s=settings.segment_s,
         prefill=settings.prefill,
@@ -126,12 +144,20 @@ def read_manifest(folder: Path) -> Manifest | None:
                 "use the program version that made it, or index again into a new archive"
             )
         return Manifest.model_validate(document)
-    except (json.JSONDecodeError, ValidationError) as exc:
-        raise ConfigError(f"the manifest {str(path)!r} is damaged: {str(exc).splitlines()[0]}") from exc
+    except json.JSONDecodeError as exc:
+        raise ConfigError(f"the manifest {str(path)!r} is damaged: {exc}") from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"the manifest {str(path)!r} is damaged, or of another version of this program: {where}: {first['msg']}"
+        ) from exc
 
 
-def is_manifest_file(path: Path) -> bool:
-    """Whether ``path`` is a manifest, or what a process killed while writing one left behind."""
+def is_archive_part(path: Path) -> bool:
+    """Whether ``path`` is something that creating an archive, perhaps killed half-way, leaves in its folder."""
+    if path.name in (TABLES_FOLDER, LOCK_NAME):
+        return True
     is_unfinished = path.name.startswith(f".{MANIFEST_NAME}.") and path.name.endswith(TEMP_SUFFIX)
     return path.name == MANIFEST_NAME or is_unfinished
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -229,6 +229,7 @@ class VideoReport:
     segments: int
     chunks: int
     duration_s: float
+    start_time: datetime | None = None
     error_type: str | None = None
     error_message: str | None = None
 
@@ -244,6 +245,7 @@ class VideoReport:
             "segments": self.segments,
             "chunks": self.chunks,
             "duration_s": round(self.duration_s, 3),
+            "start_time": iso(self.start_time),
             "error": error,
         }
 
@@ -264,9 +266,9 @@ class IngestReport:
     dry_run: bool = False
     notices: tuple[str, ...] = ()
 
-    def with_notice(self, notice: str) -> IngestReport:
-        """The same report with one more thing its reader must be told."""
-        return replace(self, notices=(*self.notices, notice))
+    def with_notices(self, notices: Sequence[str]) -> IngestReport:
+        """The same report with more that its reader must be told."""
+        return replace(self, notices=(*self.notices, *notices))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -88,6 +88,7 @@ class _RayWorker:
         """Load the model if that has not happened; the process id."""
         if not self._is_ready:
             self._indexer.setup()
+            self._indexer.wait_until_ready()
             self._is_ready = True
         return os.getpid()
 

@@ -45,7 +45,7 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
         raise UsageError(f"--max-per-day {max_per_day} must be at least 1")
     scope, coverage = reader.resolve(filters)
     if coverage.is_empty:
-        return AnomalyResult(events=(), threshold=MIN_SCORE, coverage=coverage)
+        return AnomalyResult(events=(), threshold=MIN_SCORE, coverage=coverage, notices=reader.notices)
     videos = {video.video_id: video for video in reader.videos()}
     per_camera: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for group in rows_of(reader.store.embeddings(scope, _COLUMNS)):
@@ -76,7 +76,7 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
             found.extend(candidate for candidate in candidates if candidate.score >= cut)
     found.sort(key=lambda candidate: (-candidate.score, candidate.first["group_id"]))
     events = tuple(_event(reader, videos[candidate.first["video_id"]], candidate) for candidate in found)
-    return AnomalyResult(events=events, threshold=threshold, coverage=coverage)
+    return AnomalyResult(events=events, threshold=threshold, coverage=coverage, notices=reader.notices)
 
 
 def _event(reader: ArchiveReader, video: VideoRow, candidate: Candidate) -> Event:
@@ -101,11 +101,18 @@ def _runs(groups: list[dict[str, Any]], scores: GroupScores) -> list[list[int]]:
     for index, group in enumerate(groups):
         if scores.score_G[index] < MIN_SCORE:
             continue
-        if runs and index - runs[-1][-1] <= 2 and groups[runs[-1][-1]]["video_id"] == group["video_id"]:
+        if runs and index - runs[-1][-1] <= 2 and _is_near(groups[runs[-1][-1]], group):
             runs[-1].extend(range(runs[-1][-1] + 1, index + 1))
         else:
             runs.append([index])
     return runs
+
+
+def _is_near(earlier: dict[str, Any], later: dict[str, Any]) -> bool:
+    """Of one video, with no more than a frame group's time between them (a filter may have left some out)."""
+    length_s = max(earlier["end_s"] - earlier["start_s"], later["end_s"] - later["start_s"])
+    is_close = later["start_s"] - earlier["end_s"] <= length_s + 1e-6
+    return bool(earlier["video_id"] == later["video_id"] and is_close)
 
 
 def _day(video: VideoRow, start_s: float, filters: Filters) -> str:

@@ -12,6 +12,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,45 +38,47 @@ logger = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What a worker computes with."""
+
+    model: VideoXL2
+    image_encoder: ImageEncoder
+
+
 class VideoIndexer:
-    """One worker. The constructor stores plain values; ``setup`` loads the model where the work is done."""
+    """One worker. The constructor stores plain values; ``setup`` starts what it needs where the work is done."""
 
     def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
         self._archive = archive
         self._manifest = manifest
         self._settings = settings
-        self._model: VideoXL2 | None = None
-        self._image_encoder: ImageEncoder | None = None
+        self._models: Future[Models] | None = None
         self._decoder: DecodeWorker | None = None
 
     def setup(self) -> None:
-        """Start the decoding process and load the model. Raises ``ModelError`` or ``ModelMismatch``."""
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads must not spin beside the decoder
-        import torch
-
-        from videoxl2.dual_encoder import ImageEncoder
-        from videoxl2.model import VideoXL2
-
-        if self._settings.runner.torch_threads:
-            torch.set_num_threads(self._settings.runner.torch_threads)
+        """Start the decoding process, and loading the model beside it: the first video decodes meanwhile."""
         self._decoder = DecodeWorker(self._settings.decode)
-        recipe, name = self._manifest.recipe, self._manifest.model
-        dtype = getattr(torch, recipe.dtype)
-        self._model = VideoXL2.from_pretrained(name, device=self._settings.device, dtype=dtype)
-        if self._model.info.weights_digest != recipe.weights_digest:
-            raise StageError("setup", f"model {name!r} has other weights here than where the run was started")
-        self._image_encoder = ImageEncoder.from_pretrained(name, device=self._settings.device, dtype=dtype)
+        loader = ThreadPoolExecutor(1, thread_name_prefix="vxl-load")
+        self._models = loader.submit(load_models, self._manifest, self._settings)
+        loader.shutdown(wait=False)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the model. Raises ``ModelError`` or ``StageError`` when it cannot be loaded."""
+        assert self._models is not None
+        self._models.result()
 
     def teardown(self) -> None:
         """End the decoding process; safe after a half-done ``setup``."""
         if self._decoder is not None:
             self._decoder.close()
-        self._decoder = self._model = self._image_encoder = None
+        self._decoder = self._models = None
 
     def index(self, task: VideoTask) -> Iterator[WorkerEvent]:
         """Events of one attempt, ending with ``VideoDone`` or ``StageFailure``.
 
-        Only a failure to write (disk full, storage gone) raises: it is no fault of the video and ends the run.
+        Only a failure to write (disk full, storage gone) or to load the model raises: that is no fault of the video and
+        ends the run.
         """
         facts: dict[str, Any] = {}
         stage = _Stage("fetch")
@@ -82,6 +86,8 @@ class VideoIndexer:
             yield from self._index(task, facts, stage)
         except StageError:
             raise
+        except _LoadFailedError as exc:
+            raise exc.error from exc
         except (OSError, StoreUnavailable) as exc:
             if stage.name == "write":
                 raise StageError("write", f"cannot write to the archive: {exc}") from exc
@@ -92,10 +98,10 @@ class VideoIndexer:
             yield StageFailure.from_error(task, stage.name, exc, facts)
 
     def _index(self, task: VideoTask, facts: dict[str, Any], stage: _Stage) -> Iterator[WorkerEvent]:
-        assert self._model is not None and self._image_encoder is not None and self._decoder is not None
+        assert self._decoder is not None
         recipe = self._manifest.recipe
         # A resumed video is decoded from its start, so that what is found out about it does not depend on the crash.
-        request = decode_request(recipe, self._model, embed_image_size=self._image_encoder.image_size)
+        request = decode_request(recipe)
         builder: SegmentBuilder | None = None
         num_segments = task.first_segment
         last_progress = 0.0
@@ -114,9 +120,10 @@ class VideoIndexer:
                     case FrameBatch():
                         stage.name = "prefill"
                         if builder is None:
+                            models = self._loaded()
                             builder = SegmentBuilder(
-                                model=self._model,
-                                image_encoder=self._image_encoder,
+                                model=models.model,
+                                image_encoder=models.image_encoder,
                                 recipe=recipe,
                                 task=task,
                                 facts=facts,
@@ -143,6 +150,13 @@ class VideoIndexer:
             raise MediaError(task.uri, "decoding gave no frame")
         yield VideoDone(video_id=task.video_id, num_segments=num_segments, facts=facts)
 
+    def _loaded(self) -> Models:
+        assert self._models is not None
+        try:
+            return self._models.result()
+        except Exception as exc:
+            raise _LoadFailedError(exc) from exc
+
     def _stage_segment(self, builder: SegmentBuilder, stage: _Stage) -> SegmentStaged:
         segment = builder.finish()
         stage.name = "write"
@@ -165,18 +179,49 @@ class _Stage:
         self.name = name
 
 
-def decode_request(
-    recipe: Recipe, model: VideoXL2, *, first_segment: int = 0, embed_image_size: int | None = None
-) -> DecodeRequest:
+class _LoadFailedError(Exception):
+    """The model could not be loaded; carries the error out of the handling of a video's own failures."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def load_models(manifest: Manifest, settings: Settings) -> Models:
+    """The archive's model and image encoder on the worker's device.
+
+    Raises ``ModelError``, or ``StageError`` where the weights are not those the run was started with.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads must not spin beside the decoder
+    import torch
+
+    from videoxl2.dual_encoder import ImageEncoder
+    from videoxl2.model import VideoXL2
+
+    if settings.runner.torch_threads:
+        torch.set_num_threads(settings.runner.torch_threads)
+    recipe, name = manifest.recipe, manifest.model
+    dtype = getattr(torch, recipe.dtype)
+    model = VideoXL2.from_pretrained(name, device=settings.device, dtype=dtype)
+    if model.info.weights_digest != recipe.weights_digest:
+        raise StageError("setup", f"model {name!r} has other weights here than where the run was started")
+    image_encoder = ImageEncoder.from_pretrained(name, device=settings.device, dtype=dtype)
+    if image_encoder.image_size != recipe.embed_image_size:
+        raise StageError(
+            "setup", f"the image encoder takes {image_encoder.image_size} px, not {recipe.embed_image_size}"
+        )
+    return Models(model, image_encoder)
+
+
+def decode_request(recipe: Recipe, *, first_segment: int = 0) -> DecodeRequest:
     """What the decoding process is asked for under a recipe."""
-    image_size = model.spec.vision.image_size
     return DecodeRequest(
         fps=recipe.fps,
-        image_size=image_size,
-        embed_image_size=image_size if embed_image_size is None else embed_image_size,
+        image_size=recipe.image_size,
+        embed_image_size=recipe.embed_image_size,
         segment_s=recipe.segment_s,
         first_segment=first_segment,
-        frames_per_group=model.spec.frames_per_group,
+        frames_per_group=recipe.frames_per_group,
     )
 
 

@@ -9,11 +9,14 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "AttentionRelevance": "relevance",
     "CheckpointInfo": "checkpoint",
     "CheckpointMismatch": "errors",
     "ChunkKV": "kv",
     "ContextOverflow": "errors",
+    "EmbeddingRelevance": "relevance",
     "FingerprintMismatch": "errors",
+    "FusedRelevance": "relevance",
     "GenerationSettings": "config",
     "HeaderIds": "decode",
     "ImageEncoder": "dual_encoder",
@@ -23,11 +26,16 @@ _PUBLIC = {
     "LevelSettings": "config",
     "ModelError": "errors",
     "ModelSpec": "config",
+    "PrefillResult": "prefill",
     "PrefillSettings": "config",
+    "PublishedSelection": "selection",
+    "Relevance": "relevance",
     "TextEncoder": "text_tower",
     "Tokenizer": "tokenizer",
+    "VideoFrames": "chat",
     "VideoXL2": "model",
     "read_checkpoint_info": "checkpoint",
+    "read_selection_file": "selection",
     "resolve_checkpoint": "checkpoint",
 }
 

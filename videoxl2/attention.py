@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,63 @@ def attend(
     needs_bias = mask_TM is not None or (causal and T > 1)
     bias = (reuse or BiasReuse()).get(make_bias) if needs_bias else None
     return _grouped_sdpa(q_BNTDh, k_BKMDh, v_BKMDh, bias)
+
+
+def attend_parts(
+    q_BNTDh: Tensor,
+    seen: Sequence[tuple[Tensor, Tensor]],
+    own: tuple[Tensor, Tensor],
+    own_mask_TM: Tensor,
+    *,
+    reuse: BiasReuse | None = None,
+) -> Tensor:
+    """``attend`` over keys and values that lie in several places, without gathering them.
+
+    Every query sees all of ``seen`` (pairs of [B, K, M, Dh], possibly empty) and of ``own`` what the boolean
+    ``own_mask_TM`` lets it, which must be something for each query. Each part is attended by itself and the results
+    are joined by their log-sum-exp, so that no mask is ever as long as the video. Where no kernel gives the
+    log-sum-exp, the parts are put together and masked.
+    """
+    B, N, T, Dh = q_BNTDh.shape
+    K = own[0].shape[1]
+    seen = [(k, v) for k, v in seen if k.shape[2]]
+    if not _gives_log_sum(q_BNTDh):
+        keys, values = (torch.cat(part, dim=2) for part in zip(*seen, own, strict=True))
+        before_TM = own_mask_TM.new_ones(T, keys.shape[2] - own_mask_TM.shape[1])
+        return attend(q_BNTDh, keys, values, mask_TM=torch.cat((before_TM, own_mask_TM), dim=1), reuse=reuse)
+
+    def make_bias() -> Tensor:
+        bias_TM = q_BNTDh.new_zeros(own_mask_TM.shape).masked_fill_(~own_mask_TM, float("-inf"))
+        return bias_TM.repeat(N // K, 1)
+
+    rows = q_BNTDh.reshape(B, K, N // K * T, Dh)
+    parts = [_attend_with_log_sum(rows, k, v, None) for k, v in seen]
+    parts.append(_attend_with_log_sum(rows, *own, (reuse or BiasReuse()).get(make_bias)))
+    log_sums = torch.stack([log_sum for _, log_sum in parts])
+    weights = log_sums.softmax(dim=0).to(q_BNTDh.dtype)
+    joined = parts[0][0] * weights[0, ..., None]
+    for (out, _), weight in zip(parts[1:], weights[1:], strict=True):
+        joined = torch.addcmul(joined, out, weight[..., None])
+    return joined.reshape(B, N, T, Dh)
+
+
+def _gives_log_sum(q: Tensor) -> bool:
+    if q.device.type == "cpu":
+        return True
+    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] <= _FLASH_MAX_HEAD_DIM
+
+
+def _attend_with_log_sum(rows: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention and the log-sum-exp of each row's scaled logits, which torch's public function does not return."""
+    if rows.device.type == "cpu":
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, k, v, attn_mask=bias)
+        return out, log_sum
+    if bias is None:
+        found = torch.ops.aten._scaled_dot_product_flash_attention(rows, k, v)
+        return found[0], found[1]
+    logits = (rows @ k.transpose(2, 3)).to(torch.float32) * rows.shape[3] ** -0.5 + bias
+    log_sum = logits.logsumexp(dim=-1)
+    return (logits - log_sum[..., None]).exp().to(v.dtype) @ v, log_sum
 
 
 def lower_right_mask(T: int, M: int, device: torch.device | None = None) -> Tensor:

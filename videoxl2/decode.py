@@ -9,7 +9,7 @@ Shapes: L layers, S = 2 (key, value), K KV heads, M tokens, Dh head width, V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from videoxl2.errors import ContextOverflow, KVLayoutError
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.prefill import PrefillModel
 from videoxl2.rotary import RotaryTable
+from videoxl2.token_choice import likeliest
 
 _UNIT_GROUPS = 2
 """Frame groups in one unit of the published selection lists (8 frames)."""
@@ -134,12 +135,14 @@ def generate(
     max_new_tokens: int,
     eos_ids: Collection[int] = (),
     *,
+    choose: Callable[[Tensor], int] = likeliest,
     keep_logits: bool = False,
 ) -> Iterator[TokenStep]:
-    """Greedy decoding after ``suffix_ids``; ends before an id in ``eos_ids`` or after ``max_new_tokens``.
+    """Decoding after ``suffix_ids``; ends before an id in ``eos_ids`` or after ``max_new_tokens``.
 
-    Appends to ``cache``; set ``cache.length`` back to ask something else. Logits are computed for the last position
-    only. Raises ``ContextOverflow`` where the next token does not fit.
+    ``choose`` picks a token from logits [V] (``token_choice.TokenChoice`` samples). Appends to ``cache``; set
+    ``cache.length`` back to ask something else. Logits are computed for the last position only. Raises
+    ``ContextOverflow`` where the next token does not fit.
     """
     if not suffix_ids:
         raise ValueError("the suffix must have at least one token")
@@ -148,7 +151,7 @@ def generate(
     for _ in range(max_new_tokens):
         hidden_TD = decoder.extend(cache, decoder.embed(next_ids))
         logits_V = decoder.logits(hidden_TD[-1])
-        token = int(logits_V.argmax())
+        token = choose(logits_V)
         if token in eos_ids:
             return
         yield TokenStep(token, logits_V if keep_logits else None)

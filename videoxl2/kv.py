@@ -20,6 +20,7 @@ from torch import Tensor
 
 from videoxl2.config import LanguageSpec
 from videoxl2.errors import ContextOverflow, KVLayoutError
+from videoxl2.layout import plan_chunks
 
 
 class KVLevel(enum.StrEnum):
@@ -97,6 +98,16 @@ def sparsify(chunk: ChunkKV, compression: int) -> ChunkKV:
         groups.append((num_time, kept))
         position = visual_start + num_visual
     return ChunkKV(torch.cat(pieces, dim=3), tuple(groups), KVLevel.SPARSE)
+
+
+def rechunk(chunks: Sequence[ChunkKV], chunk_groups: int) -> list[ChunkKV]:
+    """The same groups in chunks of ``chunk_groups`` (the last may be shorter); views where nothing has to be joined."""
+    total = sum(chunk.num_groups for chunk in chunks)
+    wanted = [end - first for first, end in plan_chunks(total, chunk_groups)]
+    if [chunk.num_groups for chunk in chunks] == wanted:
+        return list(chunks)
+    whole = join_chunks(chunks)
+    return [whole.take_groups(*span) for span in plan_chunks(total, chunk_groups)]
 
 
 def kv_to_numpy(kv: Tensor) -> np.ndarray:
@@ -179,12 +190,15 @@ class KVCache:
     def dtype(self) -> torch.dtype:
         return self._kv_LSKMDh.dtype
 
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for ``num_tokens`` in all; ``ContextOverflow`` beyond the limit."""
-        self._check_limit(num_tokens)
+    def reserve(self, num_tokens: int, *, longest: int | None = None) -> None:
+        """Make room for ``num_tokens`` in all; ``ContextOverflow`` beyond the limit.
+
+        Where several sequences share the cache's beginning, ``longest`` is the length of the longest of them.
+        """
+        self._check_limit(num_tokens if longest is None else longest)
         if num_tokens > self.capacity:
             old = self._kv_LSKMDh
-            capacity = min(max(num_tokens, 2 * self.capacity), self.limit)
+            capacity = max(num_tokens, min(2 * self.capacity, self.limit))
             self._kv_LSKMDh = old.new_empty((*old.shape[:3], capacity, old.shape[4]))
             self._kv_LSKMDh[:, :, :, : self._length] = old[:, :, :, : self._length]
 

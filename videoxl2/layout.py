@@ -70,6 +70,10 @@ class TokenLayout:
         """Positions [start, stop) of the groups [first, end); ``end`` must be greater than ``first``."""
         return self.spans[first].start, self.spans[end - 1].end
 
+    def num_time_tokens(self, end: int) -> int:
+        """Timestamp tokens of the groups before ``end``."""
+        return self.spans[end - 1].time_end - self.visual_start - (end - 1) * self.tokens_per_group if end else 0
+
     def time_positions(self, first: int, end: int) -> list[int]:
         """Positions of all timestamp tokens of the groups [first, end)."""
         return [position for span in self.spans[first:end] for position in range(span.start, span.time_end)]

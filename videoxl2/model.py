@@ -5,22 +5,27 @@ Shapes: F frames, S image side, G frame groups, P visual tokens per group, D tex
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from videoxl2.attention import choose_backend
+from videoxl2.chat import ChatMode, Selection, VideoFrames, chat, index_frames
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
-from videoxl2.config import GenerationSettings, ModelSpec, PrefillSettings
-from videoxl2.decode import HeaderIds, assemble_cache, generate
+from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
+from videoxl2.decode import HeaderIds, assemble_cache
 from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import ChunkKV, KVCache
 from videoxl2.language import QwenDecoder
-from videoxl2.prefill import PrefillResult, prefill
+from videoxl2.prefill import PrefillResult, prefill, prefill_batch
 from videoxl2.projector import VisualProjector
+from videoxl2.questions import generate_batch
+from videoxl2.token_choice import TokenChoice
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.vision import SiglipEncoder, resize_grid
 from videoxl2.weights import load_weights, video_table
@@ -87,6 +92,11 @@ class VideoXL2(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language.dtype
 
+    @property
+    def batch_groups(self) -> int:
+        """Frame groups that are encoded at once unless a caller says otherwise."""
+        return _GPU_BATCH_GROUPS if self.device.type == "cuda" else _CPU_BATCH_GROUPS
+
     @torch.no_grad()
     def encode_frames(self, pixels_F3SS: Tensor, *, batch_groups: int | None = None) -> Tensor:
         """Pixels [F, 3, S, S] in [-1, 1] (``preprocess.frames_to_pixels``) to visual tokens [G, P, D], G = ceil(F / 4).
@@ -97,9 +107,9 @@ class VideoXL2(nn.Module):
         expected = (self.spec.vision.num_channels, self.spec.vision.image_size, self.spec.vision.image_size)
         if pixels_F3SS.ndim != 4 or tuple(pixels_F3SS.shape[1:]) != expected or not len(pixels_F3SS):
             raise ValueError(f"pixels are [F >= 1, {', '.join(map(str, expected))}], got {list(pixels_F3SS.shape)}")
-        groups = batch_groups or (_GPU_BATCH_GROUPS if self.device.type == "cuda" else _CPU_BATCH_GROUPS)
-        batches = pixels_F3SS.split(groups * self.spec.frames_per_group)
-        return torch.cat([self._encode_batch(batch.to(device=self.device, dtype=self.dtype)) for batch in batches])
+        batches = pixels_F3SS.split((batch_groups or self.batch_groups) * self.spec.frames_per_group)
+        maps = (self.frame_maps(batch.to(device=self.device, dtype=self.dtype)) for batch in batches)
+        return torch.cat([self.merge_maps(maps_FCYX) for maps_FCYX in maps])
 
     def prefill(
         self,
@@ -115,30 +125,99 @@ class VideoXL2(nn.Module):
         """One cache of stored chunks and text headers; see ``decode.assemble_cache``."""
         return assemble_cache(self, pieces, max_tokens=max_tokens)
 
+    def prefill_batch(
+        self,
+        segments: Sequence[tuple[Tensor, Sequence[float]]],
+        settings: PrefillSettings | None = None,
+        chunk_groups: int = 6,
+    ) -> list[PrefillResult]:
+        """KV of several segments at once, each as alone; see ``prefill.prefill_batch``."""
+        return prefill_batch(self, segments, settings, chunk_groups)
+
+    def index(
+        self,
+        frames_FHW3: np.ndarray | Tensor,
+        times_s: Sequence[float],
+        settings: PrefillSettings | None = None,
+        chunk_groups: int = 6,
+    ) -> PrefillResult:
+        """KV of a video from its sampled frames (uint8 RGB) and their times; see ``chat.index_frames``."""
+        return index_frames(self, VideoFrames(frames_FHW3, times_s), settings, chunk_groups)
+
+    def chat(
+        self,
+        video: VideoFrames | PrefillResult,
+        question: str,
+        mode: ChatMode = "chunked",
+        *,
+        selection: Selection | None = None,
+        levels: LevelSettings | None = None,
+        settings: PrefillSettings | None = None,
+        generation: GenerationSettings | None = None,
+    ) -> str:
+        """One answer about one video in a mode of the paper; see ``chat.chat``."""
+        return chat(
+            self,
+            video,
+            question,
+            mode,
+            selection=selection,
+            levels=levels,
+            settings=settings,
+            generation=generation,
+        )
+
     def stream_text(self, cache: KVCache, question: str, settings: GenerationSettings | None = None) -> Iterator[str]:
         """The answer in pieces as it is generated. Afterwards the cache is as before and takes another question."""
-        settings = settings or GenerationSettings()
-        _, suffix_ids = self.tokenizer.prompt_parts(question)
-        before, ids, shown = cache.length, list[int](), 0
-        try:
-            for step in generate(self, cache, suffix_ids, settings.max_new_tokens, self.tokenizer.eos_ids):
-                ids.append(step.token_id)
-                text = self.tokenizer.decode(ids)
-                if not text.endswith("\ufffd") and len(text) > shown:
-                    yield text[shown:]
-                    shown = len(text)
-            if len(text := self.tokenizer.decode(ids)) > shown:
-                yield text[shown:]
-        finally:
-            cache.length = before
+        with contextlib.closing(self.stream_texts(cache, [question], settings)) as pieces:
+            for _, piece in pieces:
+                yield piece
 
     def generate_text(self, cache: KVCache, question: str, settings: GenerationSettings | None = None) -> str:
         """The whole answer; see ``stream_text``."""
         return "".join(self.stream_text(cache, question, settings))
 
-    def _encode_batch(self, pixels_F3SS: Tensor) -> Tensor:
+    def stream_texts(
+        self, cache: KVCache, questions: Sequence[str], settings: GenerationSettings | None = None
+    ) -> Generator[tuple[int, str], None, None]:
+        """Answers to several questions about one cache, as (question, piece of its answer) while they are generated.
+
+        The questions run as a batch and do not see each other: each answer is the one that it would get alone, with
+        the same seed. Afterwards, or when the caller stops early, the cache is as before.
+        """
+        settings = settings or GenerationSettings()
+        suffixes = [self.tokenizer.prompt_parts(question)[1] for question in questions]
+        ids: list[list[int]] = [[] for _ in questions]
+        shown = [0] * len(questions)
+        choices = [TokenChoice(settings) for _ in questions]
+        steps = generate_batch(self, cache, suffixes, settings.max_new_tokens, self.tokenizer.eos_ids, choices=choices)
+        with contextlib.closing(steps):
+            for question, step in steps:
+                ids[question].append(step.token_id)
+                text = self.tokenizer.decode(ids[question])
+                if not text.endswith("\ufffd") and len(text) > shown[question]:
+                    yield question, text[shown[question] :]
+                    shown[question] = len(text)
+        for question, answer in enumerate(ids):
+            if len(text := self.tokenizer.decode(answer)) > shown[question]:
+                yield question, text[shown[question] :]
+
+    def generate_texts(
+        self, cache: KVCache, questions: Sequence[str], settings: GenerationSettings | None = None
+    ) -> list[str]:
+        """The whole answers; see ``stream_texts``."""
+        answers = [""] * len(questions)
+        for question, piece in self.stream_texts(cache, questions, settings):
+            answers[question] += piece
+        return answers
+
+    def frame_maps(self, pixels_F3SS: Tensor) -> Tensor:
+        """Pixels to the tower's features on the DTS grid [F, C, Y, X]."""
+        return resize_grid(self.vision(pixels_F3SS), self.spec.dts.grid)
+
+    def merge_maps(self, maps_FCYX: Tensor) -> Tensor:
+        """Features of consecutive frames to visual tokens [G, P, D]; the last frame fills a group that is not full."""
         per_group = self.spec.frames_per_group
-        maps_FCYX = resize_grid(self.vision(pixels_F3SS), self.spec.dts.grid)
         if missing := -len(maps_FCYX) % per_group:
             maps_FCYX = torch.cat((maps_FCYX, maps_FCYX[-1:].expand(missing, -1, -1, -1)))
         return self.projector(self.dts(reinterpret_groups(maps_FCYX, per_group)))
@@ -148,5 +227,10 @@ def choose_device(device: str | torch.device | None, dtype: torch.dtype | None) 
     """The device (None: a GPU where there is one) and the dtype (None: float32 on a CPU, bfloat16 on a GPU)."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as exc:
+        raise ModelError(f"{device!r} is no device: use cpu, cuda or cuda:N") from exc
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {str(chosen)!r} was asked for; this machine has {torch.cuda.device_count()} GPUs")
     return chosen, dtype or (torch.float32 if chosen.type == "cpu" else torch.bfloat16)

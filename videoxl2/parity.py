@@ -26,7 +26,7 @@ from torch import Tensor
 from videoxl2.decode import assemble_cache, generate, published_dense_chunks
 from videoxl2.dts import reinterpret_groups
 from videoxl2.errors import ModelError
-from videoxl2.kv import ChunkKV, join_chunks, sparsify
+from videoxl2.kv import ChunkKV, rechunk, sparsify
 from videoxl2.layout import plan_chunks
 from videoxl2.prefill import (
     MaskedPrefill,
@@ -282,10 +282,7 @@ class Comparison:
             yield Stage(name, None, 0.0, "missing: config.json names this selection and no tensor belongs to it")
             return
         result = self.blockwise("chunk" if selection.units is not None else "full")
-        chunks = [
-            join_chunks(result.chunks[first:end])
-            for first, end in plan_chunks(len(result.chunks), selection.chunk_groups)
-        ]
+        chunks = rechunk(result.chunks, selection.chunk_groups)
         dense = set(published_dense_chunks(selection.units or (), selection.chunk_groups, len(chunks)))
         pieces = [
             chunk if place in dense else sparsify(chunk, selection.compression) for place, chunk in enumerate(chunks)

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from videoxl2.attention import AttentionBackend, BiasReuse, attend, lower_right_mask
+from videoxl2.attention import AttentionBackend, BiasReuse, attend, attend_parts, lower_right_mask
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
@@ -58,12 +58,13 @@ class PrefillResult:
     """KV of a prefilled video, keys before rotation.
 
     ``prefix_kv`` [L, 2, K, prefix tokens, Dh] is the prompt prefix, ``chunks`` the video in order, ``times`` the
-    time of each frame group in seconds.
+    time of each frame group in seconds, ``settings`` what it was prefilled with.
     """
 
     prefix_kv: Tensor
     chunks: list[ChunkKV]
     times: tuple[float, ...]
+    settings: PrefillSettings = field(default_factory=PrefillSettings)
 
 
 def prefill(
@@ -102,7 +103,7 @@ def prefill_layout(
     """``prefill`` for a layout that is already made, as parity runs do."""
     pieces = prefill_pieces(decoder, layout, visual_GPD, settings, chunk_groups)
     prefix = next(pieces)
-    return PrefillResult(prefix.kv_LSKMDh, list(pieces), tuple(group_times_s))
+    return PrefillResult(prefix.kv_LSKMDh, list(pieces), tuple(group_times_s), settings)
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def prefill_batch(
         for run, found in zip(runs, chunks, strict=True):
             found.extend(run.take_chunks())
     return [
-        PrefillResult(prefix.kv_LSKMDh, found, tuple(times_s))
+        PrefillResult(prefix.kv_LSKMDh, found, tuple(times_s), settings)
         for prefix, found, (_, times_s) in zip(prefixes, chunks, segments, strict=True)
     ]
 
@@ -180,6 +181,8 @@ class _SegmentRun:
         limit = settings.max_tokens
         self._decoder, self._layout, self._visual_GPD, self._settings = decoder, layout, visual_GPD, settings
         self._cache = KVCache(decoder.spec, layout.length, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        num_kept = layout.visual_start + layout.num_time_tokens(layout.num_groups)
+        self._summary = KVCache(decoder.spec, num_kept, limit=limit, device=decoder.device, dtype=decoder.dtype)
         self._pending = _PendingKeys(decoder.spec.num_layers)
         self._blocks = plan_chunks(layout.num_groups, settings.block_groups)
         self._chunks = plan_chunks(layout.num_groups, chunk_groups)
@@ -188,7 +191,7 @@ class _SegmentRun:
     def prefix_pass(self) -> _Pass:
         """The text before the video."""
         embeds_TD = self._decoder.embed(self._layout.prefix_ids)
-        return _Pass(embeds_TD, _SegmentAttention(self._decoder, self._cache, self._layout.visual_start, self._pending))
+        return _Pass(embeds_TD, self._attention(self._layout.visual_start))
 
     def video_passes(self) -> Iterator[_Pass]:
         """The video, a few blocks at a time; each must have run before the next is asked for."""
@@ -196,12 +199,15 @@ class _SegmentRun:
             blocks = self._blocks[first_block : first_block + _PASS_BLOCKS]
             first, end = blocks[0][0], blocks[-1][1]
             stop = self._layout.spans[end - 1].end
-            attention = _SegmentAttention(self._decoder, self._cache, stop, self._pending)
+            attention = self._attention(stop)
             back = len(self._blocks) if self._settings.mode == "plain" else self._settings.previous_blocks
             indices = range(first_block, first_block + len(blocks))
             windows = [self._blocks[max(0, index - back)][0] for index in indices]
             attention.limit(self._layout, blocks, windows, self._settings)
             yield _Pass(embed_groups(self._decoder, self._layout, self._visual_GPD, first, end), attention)
+
+    def _attention(self, stop: int) -> _SegmentAttention:
+        return _SegmentAttention(self._decoder, self._cache, self._summary, stop, self._pending)
 
     def take_prefix(self) -> ChunkKV:
         """The KV of the prefix, after its pass."""
@@ -284,16 +290,20 @@ class _PendingKeys:
 class _SegmentAttention:
     """Attention of one pass: causal over everything, or after ``limit`` in the form of the chunked modes.
 
-    Then each block makes one call per layer: all its rows over the keys that its visual rows may see. These end with
-    the block itself, so causality is the only mask. In the exact mode one more call runs the few timestamp rows of the
-    whole pass over everything and replaces their result.
+    Then each block's rows attend to prefix and earlier timestamps, which ``summary`` keeps next to each other, and to
+    the window, which ends with the block itself. In the exact mode the few timestamp rows of the whole pass attend to
+    everything as well, and that result replaces the other.
     """
 
-    def __init__(self, decoder: QwenDecoder, cache: KVCache, stop: int, pending: _PendingKeys) -> None:
-        self._cache, self._start, self._stop, self._pending = cache, cache.length, stop, pending
+    def __init__(
+        self, decoder: QwenDecoder, cache: KVCache, summary: KVCache, stop: int, pending: _PendingKeys
+    ) -> None:
+        self._cache, self._summary, self._pending = cache, summary, pending
+        self._start, self._stop = cache.length, stop
         self._rotary = decoder.rotary(self._start, stop)
-        self._backend, self._time_reuse = decoder.backend, BiasReuse()
-        self._blocks = [_BlockRows(0, stop - self._start, stop, None)]
+        self._backend, self._reuse, self._time_reuse = decoder.backend, BiasReuse(), BiasReuse()
+        self._summary_T = torch.arange(stop - self._start, device=cache.device)
+        self._blocks: list[_BlockRows] = []
         self._time_T: Tensor | None = None
 
     def limit(
@@ -304,58 +314,85 @@ class _SegmentAttention:
         settings: PrefillSettings,
     ) -> None:
         """Let tokens of ``blocks`` see no group before their window's first but by its timestamp."""
-        device = self._cache.device
-        self._blocks = []
-        time_positions: list[int] = []
+        device, start = self._cache.device, self._start
+        full_view: list[int] = []
         for (first, end), window_first in zip(blocks, windows, strict=True):
-            start, stop = layout.token_span(first, end)
-            visible_M: Tensor | None = None
-            if window_first > 0:
-                time_first = 0
-                if settings.mode == "bounded" and settings.timestamp_groups is not None:
-                    time_first = max(0, window_first - settings.timestamp_groups)
-                earlier = [*range(layout.visual_start), *layout.time_positions(time_first, window_first)]
-                visible_M = torch.tensor([*earlier, *range(layout.spans[window_first].start, stop)], device=device)
-                if settings.mode == "chunked":
-                    time_positions += layout.time_positions(first, end)
-            self._blocks.append(_BlockRows(start - self._start, stop - self._start, stop, visible_M))
-        if time_positions:
-            positions_T = torch.tensor(time_positions, device=device)
-            self._time_T = positions_T - self._start
-            self._time_mask_TM = torch.arange(self._stop, device=device) <= positions_T[:, None]
+            block_start, block_stop = layout.token_span(first, end)
+            time_first = 0
+            if settings.mode == "bounded" and settings.timestamp_groups is not None:
+                time_first = max(0, window_first - settings.timestamp_groups)
+            self._blocks.append(
+                _BlockRows(
+                    rows=slice(block_start - start, block_stop - start),
+                    prefix=layout.visual_start,
+                    times=(layout.num_time_tokens(time_first), layout.num_time_tokens(window_first)),
+                    window=(layout.spans[window_first].start, block_stop) if window_first else (0, block_stop),
+                )
+            )
+            if settings.mode == "chunked" and window_first > 0:
+                full_view += layout.time_positions(first, end)
+        times = layout.time_positions(blocks[0][0], blocks[-1][1])
+        self._summary_T = torch.tensor(times, device=device) - start
+        if full_view:
+            self._time_T = torch.tensor(full_view, device=device) - start
+            self._time_mask_TO = torch.arange(self._stop - start, device=device) <= self._time_T[:, None]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
+        keys, values = self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0]
         self._pending.add(layer, k_BKTDh[0])
-        self._cache.write(layer, self._start, self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0])
+        self._cache.write(layer, self._start, keys, values)
+        T = self._summary_T
+        self._summary.write(layer, self._summary.length, keys.index_select(1, T), values.index_select(1, T))
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         q = self._rotary.rotate(q_BNTDh)
-        keys, values = self._cache.keys(layer, self._stop)[None], self._cache.values(layer, self._stop)[None]
-        outputs = [block.attend(q, keys, values, self._backend) for block in self._blocks]
+        every = (self._cache.keys(layer, self._stop)[None], self._cache.values(layer, self._stop)[None])
+        if not self._blocks:
+            return attend(q, *every, causal=True, reuse=self._reuse, backend=self._backend)
+        end = self._summary.length + len(self._summary_T)
+        summary = (self._summary.keys(layer, end)[None], self._summary.values(layer, end)[None])
+        outputs = [block.attend(q, every, summary, self._backend) for block in self._blocks]
         out_BNTDh = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         if self._time_T is None:
             return out_BNTDh
-        time_q = q.index_select(2, self._time_T)
-        time_rows = attend(time_q, keys, values, mask_TM=self._time_mask_TM, reuse=self._time_reuse)
+        time_rows = attend_parts(
+            q.index_select(2, self._time_T),
+            [_between(every, 0, self._start)],
+            _between(every, self._start, self._stop),
+            self._time_mask_TO,
+            reuse=self._time_reuse,
+        )
         return out_BNTDh.index_copy(2, self._time_T, time_rows)
 
     def finish(self) -> None:
         """Count the pass's tokens as held."""
         self._cache.advance(self._stop)
+        self._summary.advance(self._summary.length + len(self._summary_T))
 
 
 class _BlockRows:
-    """Rows [first, end) of a pass over the keys before ``stop``, or over ``visible_M`` of them, causally."""
+    """Some rows of a pass: over prefix and the timestamp tokens ``times``, and causally over the window's keys."""
 
-    def __init__(self, first: int, end: int, stop: int, visible_M: Tensor | None) -> None:
-        self._rows, self._stop, self._visible_M, self._reuse = slice(first, end), stop, visible_M, BiasReuse()
+    def __init__(self, rows: slice, prefix: int, times: tuple[int, int], window: tuple[int, int]) -> None:
+        self._rows, self._prefix, self._window, self._reuse = rows, prefix, window, BiasReuse()
+        self._times = (prefix + times[0], prefix + times[1])
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, backend: AttentionBackend) -> Tensor:
-        if self._visible_M is None:
-            seen = (keys[:, :, : self._stop], values[:, :, : self._stop])
+    def attend(
+        self, q: Tensor, every: tuple[Tensor, Tensor], summary: tuple[Tensor, Tensor], backend: AttentionBackend
+    ) -> Tensor:
+        q, own = q[:, :, self._rows], _between(every, *self._window)
+        if self._window[0] == 0:
+            return attend(q, *own, causal=True, reuse=self._reuse, backend=backend)
+        if self._times[0] == self._prefix:
+            seen = [_between(summary, 0, self._times[1])]
         else:
-            seen = (keys.index_select(2, self._visible_M), values.index_select(2, self._visible_M))
-        return attend(q[:, :, self._rows], *seen, causal=True, reuse=self._reuse, backend=backend)
+            seen = [_between(summary, 0, self._prefix), _between(summary, *self._times)]
+        mask_TM = lower_right_mask(q.shape[2], own[0].shape[2], q.device)
+        return attend_parts(q, seen, own, mask_TM, reuse=self._reuse)
+
+
+def _between(kv: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
+    return kv[0][:, :, start:stop], kv[1][:, :, start:stop]
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,12 +427,12 @@ def prefill_masked(
         chunk_kv = kv_LSKMDh[:, :, :, start:stop].contiguous()
         chunks.append(ChunkKV(chunk_kv, layout.group_sizes(first, end), KVLevel.DENSE))
     prefix_kv = kv_LSKMDh[:, :, :, : layout.visual_start].contiguous()
-    result = PrefillResult(prefix_kv, chunks, tuple(group_times_s))
+    result = PrefillResult(prefix_kv, chunks, tuple(group_times_s), settings)
     return MaskedPrefill(result, hidden_BMD[0], kv_LSKMDh[:, :, :, layout.length :])
 
 
 def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:
-    """Boolean [M, M], True where row i may see column j: the published rules (section 4.1) or those of our bounded mode.
+    """Boolean [M, M], True where row i may see column j: the published rules (section 4.1) or our bounded ones.
 
     Reference only.
     """

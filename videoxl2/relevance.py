@@ -44,7 +44,7 @@ class Relevance(Protocol):
     """Scores of a video's chunks for a question; higher is more relevant."""
 
     def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
-        """One finite score per chunk, in their order. ``chunks`` are in temporal order, sparse where there is sparse."""
+        """One finite score per chunk, in their order; ``chunks`` are in temporal order, sparse where that is there."""
         ...
 
 
@@ -182,7 +182,7 @@ class _MassAttention(CachedAttention):
 
     def _mass(self, q_NTDh: Tensor, keys_KMDh: Tensor) -> Tensor:
         """One KV head at a time, so that the weights of one head group are all that is held."""
-        N, T, Dh = q_NTDh.shape
+        _, T, Dh = q_NTDh.shape
         future_TT = torch.ones(T, T, dtype=torch.bool, device=q_NTDh.device).triu_(1)
         masses: list[Tensor] = []
         for q_RTDh, keys_MDh in zip(q_NTDh.chunk(len(keys_KMDh)), keys_KMDh, strict=True):

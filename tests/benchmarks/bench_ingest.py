@@ -38,7 +38,8 @@ def main() -> None:
     print(f"{'round':>5} {'ffmpeg wall':>12} {'cpu':>7} {'vxl wall':>10} {'cpu':>7} {'ratio':>6}")
     for number, ((ffmpeg_s, ffmpeg_cpu), (vxl_s, vxl_cpu)) in enumerate(rounds, 1):
         print(
-            f"{number:>5} {ffmpeg_s:>11.1f}s {ffmpeg_cpu:>6.1f}s {vxl_s:>9.1f}s {vxl_cpu:>6.1f}s {vxl_s / ffmpeg_s:>6.2f}"
+            f"{number:>5} {ffmpeg_s:>11.1f}s {ffmpeg_cpu:>6.1f}s "
+            f"{vxl_s:>9.1f}s {vxl_cpu:>6.1f}s {vxl_s / ffmpeg_s:>6.2f}"
         )
     print(f"median ratio {statistics.median(ratios):.2f}, target at most {TARGET:g}; ceiling 1.00 is ffmpeg alone")
     print(

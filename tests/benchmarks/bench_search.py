@@ -26,7 +26,10 @@ from pipeline.archive import Archive; c = time.perf_counter()
 archive = Archive(sys.argv[1]); reader = archive._reader(); reader.videos(); d = time.perf_counter()
 reader.notices; encoder = reader.text_encoder; encoder.embed(["a red car"]); e = time.perf_counter()
 archive.search("a red car").run(); f = time.perf_counter()
-import json; print(json.dumps({"import_lancedb": b - a, "import_sdk": c - b, "open": d - c, "text_encoder": e - d, "search": f - e}))
+import json
+names = ["import_lancedb", "import_sdk", "open", "text_encoder", "search"]
+times = [a, b, c, d, e, f]
+print(json.dumps({name: after - before for name, before, after in zip(names, times, times[1:])}))
 """
 
 

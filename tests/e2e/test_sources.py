@@ -176,6 +176,24 @@ def test_unknown_start_is_said_and_not_invented(tmp_path: Path, clip: Path) -> N
     assert "start is unknown" in done.json["coverage"]["not_indexed"][0]["reason"]
 
 
+def test_a_key_pattern_that_fits_nothing_is_refused(tmp_path: Path, cameras: Path) -> None:
+    archive = tmp_path / "archive"
+    done = call("ingest", cameras, "--archive", archive, "--key-pattern", "{camera}_%Y%m%d%H.mp4", "--time-zone", "UTC")
+    assert done.code == 2
+    assert "fits none of 4 keys" in done.error_line
+    assert not archive.exists()
+
+
+def test_keys_that_do_not_fit_are_said(tmp_path: Path, cameras: Path, clip: Path) -> None:
+    footage = tmp_path / "footage"
+    shutil.copytree(cameras, footage)
+    shutil.copy(clip, footage / "stray.mp4")
+    pattern = ("--key-pattern", "{camera}/%Y-%m-%d/%H%M%S.mp4", "--time-zone", "UTC")
+    done = call("ingest", footage, "--archive", tmp_path / "archive", *pattern, "--dry-run")
+    assert "camera gate, start 2026-03-01T08:00:00+00:00" in done.out
+    assert "1 of 5 keys do not fit the key pattern, for example 'stray.mp4'" in done.out
+
+
 def test_a_file_name_that_is_no_text_is_indexed(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "in").mkdir()
     name = os.fsencode(tmp_path / "in") + b"/\xff\xfe old camera.mp4"

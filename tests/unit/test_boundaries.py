@@ -47,7 +47,7 @@ ENVIRONMENT = {
     ): "VXL_FAULT, a switch for tests of the killable process",
     ("pipeline/decode_worker.py", "__init__", "environ"): "handed on to the decoding process",
     ("pipeline/runner.py", "start", "environ.setdefault"): "switches off Ray's telemetry and keeps its hands off GPUs",
-    ("pipeline/stages.py", "setup", "environ.setdefault"): "idle model threads must not spin beside the decoder",
+    ("pipeline/stages.py", "load_models", "environ.setdefault"): "idle model threads must not spin beside the decoder",
     ("jobs/cli.py", "main", "environ.setdefault"): "switches off Ray's telemetry and Lance's log",
     ("jobs/output.py", "configure_logging", "environ.setdefault"): "switches off Lance's log",
     ("jobs/demo.py", "_vxl", "environ"): "handed on to the demo's commands",

@@ -30,7 +30,13 @@ PALETTES: Mapping[str, tuple[Colour, ...]] = {
 PERSON_ACTIONS = ("walk", "run", "stop", "loiter", "fall", "drop", "pick", "meet")
 _SCENES_SAMPLED = 60
 _WINDOWS_PER_SCENE = 4
-_TRAFFIC = ("drive", "wrong_way", "ride", "park")
+_PLAIN_S = 1.5
+# Who does one of these also does the first for a moment, so that the first is then neither asserted nor denied.
+_IMPLIED_BY: Mapping[str, tuple[str, ...]] = {
+    "walk": ("stop", "loiter", "fall", "drop", "pick", "meet", "enter", "leave"),
+    "stop": ("loiter", "fall", "drop", "pick", "meet"),
+    "drive": ("wrong_way", "park", "enter", "leave"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,9 @@ class Claim:
             return []
         return [event for event in facts.events if self._is_by(facts, event)]
 
-    def _is_by(self, facts: Facts, event: EventFact) -> bool:
-        if event.kind != self.action:
+    def _is_by(self, facts: Facts, event: EventFact, action: str | None = None) -> bool:
+        """Whether the event is the action (the claim's by default) of an object that fits."""
+        if event.kind != (action or self.action):
             return False
         actors = [event.object_id, event.target_id] if event.kind == "meet" else [event.object_id]
         return any(self.fits(facts.object(actor)) for actor in actors if actor is not None and _is_known(facts, actor))
@@ -75,7 +82,12 @@ class Claim:
         """When it may be true."""
         if self.action is None:
             return tuple(sorted(s for item in facts.doubtful_objects if self.fits(item) for s in item.visible))
-        return tuple(sorted((e.start_s, e.end_s) for e in facts.doubtful_events if self._is_by(facts, e)))
+        found = [event for event in facts.doubtful_events if self._is_by(facts, event)]
+        mine = {event.object_id for event in self.events(facts)}
+        for event in (*facts.events, *facts.doubtful_events):
+            if event.kind in _IMPLIED_BY.get(self.action, ()):
+                found += [event] if self._is_by(facts, event, event.kind) and event.object_id not in mine else []
+        return tuple(sorted((event.start_s, event.end_s) for event in found))
 
     def is_true(self, facts: Facts) -> bool:
         return bool(self.objects(facts) if self.action is None else self.events(facts))
@@ -98,27 +110,41 @@ def _is_known(facts: Facts, object_id: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def prevalence(kind: SceneryKind, split: Split, window_s: float, events_per_minute: float) -> Mapping[str, float]:
-    """Share of windows of a camera kind in which each action or kind of object occurs; only those that can occur."""
+def prevalence(
+    kind: SceneryKind, split: Split, window_s: float, events_per_minute: float
+) -> Mapping[str, tuple[float, float]]:
+    """In what share of windows of a camera kind each action or kind of object occurs, and certainly does not.
+
+    Only what can occur at all is listed.
+    """
     rng = np.random.default_rng([int(window_s), 31])
-    counts: dict[str, int] = {}
+    true: dict[str, int] = {}
+    unsure: dict[str, int] = {}
     duration_s = max(60.0, 2 * window_s)
     for number in range(_SCENES_SAMPLED):
         scene = random_scene(kind, 900_000 + number, duration_s, split, events_per_minute=events_per_minute)
         kinds = {actor.actor_id: actor.kind for actor in scene.actors}
         for start in rng.uniform(0.0, duration_s - window_s, _WINDOWS_PER_SCENE).tolist():
-            here = [a for a in scene.actions if min(a.end_s, start + window_s) - max(a.start_s, start) > 1.5]
-            names = {action.kind for action in here}
-            names |= {kinds[a.object_id] for a in here if a.object_id is not None}
-            names |= {kinds[action.actor_id] for action in here}
+            overlap = {id(a): min(a.end_s, start + window_s) - max(a.start_s, start) for a in scene.actions}
+            here = [action for action in scene.actions if overlap[id(action)] > 0]
+            plain = [action for action in here if overlap[id(action)] > _PLAIN_S]
+            names = {action.kind for action in plain} | {kinds[action.actor_id] for action in plain}
+            names |= {kinds[a.object_id] for a in plain if a.object_id is not None}
+            doubt = {action.kind for action in here} | {kinds[action.actor_id] for action in here}
+            doubt |= {name for name, others in _IMPLIED_BY.items() if names & set(others)}
             for name in names:
-                counts[name] = counts.get(name, 0) + 1
+                true[name] = true.get(name, 0) + 1
+            for name in doubt - names:
+                unsure[name] = unsure.get(name, 0) + 1
     total = _SCENES_SAMPLED * _WINDOWS_PER_SCENE
-    return {name: min(max(count / total, 0.02), 0.98) for name, count in sorted(counts.items())}
+    return {
+        name: (max(count / total, 0.02), max((total - count - unsure.get(name, 0)) / total, 0.02))
+        for name, count in sorted(true.items())
+    }
 
 
 def window_bucket(window_s: float, num_actions: int) -> tuple[float, float]:
     """The window length and event rate, rounded so that few prevalence tables are needed."""
-    length = float(2 ** round(np.log2(max(4.0, min(window_s, 256.0)))))
+    length = float(2 ** round(np.log2(max(4.0, min(window_s, 1024.0)))))
     rate = max(num_actions, 1) / max(window_s / 60.0, 0.1)
     return length, float(2 ** round(np.log2(max(0.5, min(rate, 8.0)))))

@@ -107,7 +107,7 @@ def footage_key(scene: Scene) -> str:
 
 def write_video(root: Path, scene: Scene, on_progress: Callable[[str, int, int], None] | None = None) -> RenderedVideo:
     """Render and encode one scene below ``root``; gives its labels. An unfinished file never has the final name."""
-    av = _import_av()
+    av = import_av()
     camera, key = scene.camera, footage_key(scene)
     target = root / key
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,8 @@ def _gaps(spans: Sequence[tuple[float, float]], duration_s: float) -> list[tuple
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """PyAV, imported only where files are written."""
     try:
         import av
     except ImportError as error:

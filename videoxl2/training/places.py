@@ -189,7 +189,7 @@ def _grid(
 
 def _street(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Place:
     """Two pavements and a road across the picture, houses with a door behind; traffic keeps to the right."""
-    focal, near, road = _between(rng, 1.2, 1.4), _between(rng, 7.6, 8.4), _between(rng, 5.0, 5.8)
+    focal, near, road = _between(rng, 1.5, 1.75), _between(rng, 7.8, 8.6), _between(rng, 4.8, 5.4)
     kerb = near + 1.3
     far = kerb + road
     wall = far + 2.3
@@ -199,7 +199,7 @@ def _street(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Plac
     )
     portals = [*_edges(0, near, kerb - 0.5, focal, rng), *_edges(1, far + 0.6, wall - 0.8, focal, rng)]
     portals += [_through(1, door) for door in doors]
-    spots = _grid(rng, 0, (-4.0, 4.0), (near, kerb - 0.4), 4) + _grid(rng, 1, (-6.5, 6.5), (far + 0.6, wall - 0.9), 4)
+    spots = _grid(rng, 0, (-3.2, 3.2), (near, kerb - 0.4), 4) + _grid(rng, 1, (-5.8, 5.8), (far + 0.6, wall - 0.9), 4)
     lane_z = (kerb + road * 0.27, kerb + road * 0.75)
     edge = [z * _HALF_ASPECT / focal + VEHICLE_MARGIN_M for z in lane_z]
     lanes = (
@@ -215,8 +215,8 @@ def _street(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Plac
         layout_id,
         texture_seed,
         focal,
-        _between(rng, 0.08, 0.18),
-        _between(rng, 3.9, 4.6),
+        _between(rng, 0.12, 0.2),
+        _between(rng, 3.2, 3.6),
         wall,
         0.0,
         {
@@ -237,7 +237,7 @@ def _street(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Plac
 
 def _parking(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Place:
     """A one-way aisle with painted arrows between a footpath and a row of bays; a building with a door behind."""
-    focal, near, aisle = _between(rng, 1.25, 1.45), _between(rng, 9.0, 9.8), _between(rng, 3.6, 4.2)
+    focal, near, aisle = _between(rng, 1.5, 1.7), _between(rng, 9.0, 9.8), _between(rng, 3.6, 4.2)
     front = near + 0.9 + aisle
     wall = front + 5.2 + _between(rng, 2.0, 3.0)
     bay, shift = _between(rng, 2.7, 3.0), _between(rng, -1.2, 1.2)
@@ -248,7 +248,7 @@ def _parking(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Pla
     doors = (_wall_door("door-0", _between(rng, -5, 5), wall),)
     portals = [*_edges(0, near - 0.5, near + 0.3, focal, rng), *_edges(1, front - 1.0, front - 0.4, focal, rng)]
     portals.append(_through(1, doors[0]))
-    spots = _grid(rng, 0, (-4.5, 4.5), (near - 0.5, near + 0.5), 4) + _grid(
+    spots = _grid(rng, 0, (-4.0, 4.0), (near - 0.5, near + 0.5), 4) + _grid(
         rng, 1, (-6, 6), (front - 0.9, front - 0.3), 3
     )
     posts = (-5.5 + shift, 5.5 + shift)
@@ -257,8 +257,8 @@ def _parking(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Pla
         layout_id,
         texture_seed,
         focal,
-        _between(rng, 0.06, 0.12),
-        _between(rng, 4.6, 5.2),
+        _between(rng, 0.08, 0.14),
+        _between(rng, 3.9, 4.3),
         wall,
         0.0,
         {

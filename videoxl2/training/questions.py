@@ -50,6 +50,7 @@ KINDS: tuple[QuestionKind, ...] = (
 )
 
 _MAX_COUNT = 6
+_EMPTY_ASKED = 0.12
 _MAX_TOLD_EVENTS = 6
 _ORDER_GAP_S = 3.0
 # Sides and depths that everybody would name alike: columns and lower edges as shares of the picture.
@@ -397,6 +398,9 @@ def _order(asker: _Asker) -> QA | None:
 
 
 def _exists(asker: _Asker) -> QA | None:
+    # In an empty picture the answer can only be no: asking there as often as elsewhere would give that away.
+    if not asker.main_events and not asker.coin(_EMPTY_ASKED):
+        return None
     makers = [_exists_swapped_colour, _exists_by_prevalence, _exists_swapped_colour, _exists_by_prevalence]
     makers.append(_exists_swapped_action)
     for maker in asker.shuffled(makers):
@@ -451,7 +455,7 @@ def _exists_by_prevalence(asker: _Asker) -> QA | None:
     kind = cast(SceneryKind, facts.camera_kind)
     common = prevalence(kind, asker.split, *window_bucket(length, len(asker.main_events)))
     options: list[tuple[Claim, float]] = []
-    for name, share in common.items():
+    for name, (there, absent) in common.items():
         if name in PERSON_ACTIONS:
             claim = Claim("person", action=name)
         elif name in ("car", "van", "bicycle", "dog", "bag"):
@@ -461,9 +465,9 @@ def _exists_by_prevalence(asker: _Asker) -> QA | None:
         else:
             continue
         if _is_true(facts, claim):
-            options.append((claim, min(1.0, (1 - share) / share)))
+            options.append((claim, min(1.0, absent / there)))
         elif _is_false(facts, claim):
-            options.append((claim, min(1.0, share / (1 - share))))
+            options.append((claim, min(1.0, there / absent)))
     if not options:
         return None
     weights = np.asarray([weight for _, weight in options])

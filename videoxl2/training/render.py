@@ -93,8 +93,8 @@ class Renderer:
             raise IndexError(f"frame {index} of a scene with {self.scene.num_frames} frames")
         return self.moment(self.scene.frame_time_s(index), index)
 
-    def moment(self, t: float, index: int) -> RenderedFrame:
-        """The picture at any time of the scene; ``index`` chooses its noise."""
+    def moment(self, t: float, index: int, has_clock: bool = True) -> RenderedFrame:
+        """The picture at any time of the scene; ``index`` chooses its noise. ``burn_clock`` adds a clock later."""
         scene, camera = self.scene, self.scene.camera
         rgb = self.scenery.rgb_HW3.copy()
         depth = self._open_doors(rgb, t)
@@ -116,7 +116,8 @@ class Renderer:
         rgb *= self._light(t)
         rgb += self._noise(index)
         pixels = np.clip(rgb, 0, 255).astype(np.uint8)
-        self._burn_clock(pixels, t)
+        if has_clock:
+            self.burn_clock(pixels, t)
         return RenderedFrame(index, t, pixels, owners)
 
     # --- actors ---------------------------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ class Renderer:
 
     # --- clock ----------------------------------------------------------------------------------------------------
 
-    def _burn_clock(self, pixels: NDArray[np.uint8], t: float) -> None:
+    def burn_clock(self, pixels: NDArray[np.uint8], t: float) -> None:
         """Write camera name and wall-clock time into the picture, as cameras do."""
         camera = self.scene.camera
         moment = self.scene.start + timedelta(seconds=math.floor(t + 1e-6))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from indexers.errors import ArchiveLocked, StoreUnavailable
-from indexers.lease import LOCK_NAME, WriterLease, lease_holder
+from indexers.lease import LOCK_NAME, WriterLease, is_lease_held, lease_holder
 
 HOLDER = """
 import sys, time
@@ -137,3 +137,13 @@ def test_an_unreadable_description_does_not_matter(tmp_path: Path, text: str) ->
 def test_a_folder_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         WriterLease(tmp_path / "absent").acquire()
+
+
+def test_asking_does_not_take_the_lease(tmp_path: Path) -> None:
+    assert not is_lease_held(tmp_path)
+    with WriterLease(tmp_path):
+        assert is_lease_held(tmp_path)
+    assert not is_lease_held(tmp_path)
+    before = (tmp_path / "writer.lock").stat().st_mtime_ns
+    assert not is_lease_held(tmp_path)
+    assert (tmp_path / "writer.lock").stat().st_mtime_ns == before

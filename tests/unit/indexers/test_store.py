@@ -531,3 +531,10 @@ def test_videos_are_ordered_by_camera_time_and_uri(store: LanceStore) -> None:
     ]
     store.upsert_videos(rows)
     assert [video.key for video in store.videos()] == ["1.mp4", "2.mp4", "3.mp4", "4.mp4"]
+
+
+def test_a_creation_that_was_killed_half_way_is_completed(tmp_path: Path) -> None:
+    """Killed after the folder of a table was made and before its first version was."""
+    (tmp_path / "tables" / "segments.lance").mkdir(parents=True)
+    store = LanceStore.create(tmp_path, 8)
+    assert store.segments_of() == []

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-from jobs.cli import app, main, whole_video_segments
+from jobs.cli import app, main
 from pipeline.archive import SearchQuery
-from pipeline.config import IngestSettings, Settings
+from pipeline.config import IngestSettings, load_settings
 from pipeline.errors import ConfigError, ModelMismatch, UsageError
 from tests.unit.pipeline.samples import make_archive
 from tests.vxl import call
@@ -40,6 +40,7 @@ COMMANDS = {
     "compact": ["--wait", *EVERY],
     "doctor": EVERY,
     "parity": ["folder", "--json"],
+    "bench": ["subject", "more", "--frames", "--model", "--device", "--mode", "--json"],
     "demo": ["folder", "--source", "--minutes"],
 }
 
@@ -205,11 +206,10 @@ def test_the_time_range_needs_two_ends(archive: Path) -> None:
 
 
 def test_segment_zero_means_one_segment_per_video_and_keeps_the_rest() -> None:
-    settings = Settings(ingest=IngestSettings(fps=2.0))
-    changed = whole_video_segments(settings)
-    assert (changed.ingest.segment_s, changed.ingest.fps) == (None, 2.0)
-    assert changed.ingest.model_fields_set == {"segment_s", "fps"}
-    assert settings.ingest.segment_s is not None
+    settings = load_settings(overrides={"ingest.fps": 2.0, "ingest.segment_s": 0.0}, environ={})
+    assert (settings.ingest.segment_s, settings.ingest.fps) == (None, 2.0)
+    assert settings.ingest.model_fields_set == {"segment_s", "fps"}
+    assert IngestSettings().segment_s == 600.0
 
 
 def test_main_reads_the_process_s_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ START = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 def tiny_recipe(**changes: Any) -> Recipe:
     """The recipe of an archive made by the packaged model; any field may be given."""
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
-    recipe = make_recipe(info, tiny_embedding_dim(), IngestSettings(), "float32")
+    recipe = make_recipe(info, IngestSettings(), "float32")
     return recipe.model_copy(update=changes)
 
 

@@ -109,7 +109,7 @@ def test_the_order_of_fields_does_not_matter() -> None:
 )
 def test_settings_that_change_stored_bytes_reach_the_recipe(settings: IngestSettings, field: str) -> None:
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
-    made = make_recipe(info, RECIPE.embedding_dim, settings, "float32")
+    made = make_recipe(info, settings, "float32")
     differing = {name for name in Recipe.model_fields if getattr(made, name) != getattr(RECIPE, name)}
     assert differing == {field}
     ingest = Manifest(model="tiny", recipe=made).ingest
@@ -119,7 +119,7 @@ def test_settings_that_change_stored_bytes_reach_the_recipe(settings: IngestSett
 def test_settings_of_queries_do_not_change_the_recipe() -> None:
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
     levels = LevelSettings(max_dense_chunks=1, dense_first_last=False)
-    assert make_recipe(info, RECIPE.embedding_dim, IngestSettings(levels=levels), "float32") == RECIPE
+    assert make_recipe(info, IngestSettings(levels=levels), "float32") == RECIPE
 
 
 MANIFEST = Manifest(model="tiny", recipe=RECIPE)

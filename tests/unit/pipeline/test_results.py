@@ -86,7 +86,7 @@ KEYS = [
     ),
     (ANSWER.context, {"dense_chunks", "sparse_chunks", "tokens", "kv_bytes_read"}, set()),
     (ANOMALIES, {"events", "threshold", "coverage"}, {"notices"}),
-    (VIDEO, {"uri", "video_id", "camera", "state", "segments", "chunks", "duration_s", "error"}, set()),
+    (VIDEO, {"uri", "video_id", "camera", "state", "segments", "chunks", "duration_s", "error"}, {"start_time"}),
     (REPORT, {"videos", "counts", "wall_s", "video_s", "kv_bytes", "sparse_bytes"}, {"dry_run", "notices"}),
 ]
 
@@ -136,8 +136,8 @@ def test_coverage_is_empty_only_without_a_video() -> None:
 
 
 def test_a_notice_is_added_to_a_new_report() -> None:
-    noted = REPORT.with_notice("one").with_notice("two")
-    assert noted.to_dict()["notices"] == ["one", "two"]
+    noted = REPORT.with_notices(["one"]).with_notices(["two", "three"])
+    assert noted.to_dict()["notices"] == ["one", "two", "three"]
     assert REPORT.notices == ()
 
 

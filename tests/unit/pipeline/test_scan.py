@@ -24,13 +24,22 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 def runs(scores: list[float], videos: str | None = None) -> list[list[int]]:
-    groups = [{"video_id": video} for video in videos or "a" * len(scores)]
+    groups = [
+        {"video_id": video, "start_s": 4.0 * at, "end_s": 4.0 * at + 4.0}
+        for at, video in enumerate(videos or "a" * len(scores))
+    ]
     return _runs(groups, GroupScores(motion_G=np.array(scores), appearance_G=np.zeros(len(scores))))
 
 
 def test_neighbours_are_one_run_and_one_usual_group_does_not_part_them() -> None:
     assert runs([0, 5, 5, 0, 5, 0, 0, 5]) == [[1, 2, 3, 4], [7]]
     assert runs([0, 0]) == []
+
+
+def test_a_stretch_that_a_filter_left_out_parts_a_run() -> None:
+    groups = [{"video_id": "a", "start_s": start_s, "end_s": start_s + 4.0} for start_s in (0.0, 4.0, 3600.0)]
+    scores = GroupScores(motion_G=np.array([5.0, 5.0, 5.0]), appearance_G=np.zeros(3))
+    assert _runs(groups, scores) == [[0, 1], [2]]
 
 
 def test_the_floor_is_part_of_the_unusual() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from pipeline.stages import VideoIndexer
 from pipeline.tasks import StageFailure, VideoProgress
 from tests.unit.pipeline.samples import START, tiny_recipe
 from tests.unit.pipeline.test_ledger import TASK
+from videoxl2.errors import ModelError
 
 
 class Raises:
@@ -67,9 +69,11 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(stages, "fetch_uri", fetch)
         monkeypatch.setattr(stages, "SegmentBuilder", Builder)
         indexer = VideoIndexer(tmp_path, Manifest(model="tiny", recipe=tiny_recipe()), Settings())
-        vision = SimpleNamespace(image_size=8)
-        indexer._model = SimpleNamespace(spec=SimpleNamespace(vision=vision, frames_per_group=4))  # type: ignore[assignment]
-        indexer._image_encoder = SimpleNamespace(image_size=8)  # type: ignore[assignment]
+        indexer._models = Future()
+        if stage == "load":
+            indexer._models.set_exception(error)
+        else:
+            indexer._models.set_result(SimpleNamespace(model=None, image_encoder=None))  # type: ignore[arg-type]
         indexer._decoder = SimpleNamespace(decode=decode)  # type: ignore[assignment]
         return list(indexer.index(TASK))
 
@@ -108,3 +112,8 @@ def test_a_failure_to_write_ends_the_run_and_blames_no_video(worker: Any, error:
     """A full disk marked video after video as failed, and a failed one is not tried again."""
     with pytest.raises(StageError, match=r"cannot write to the archive.*disk full"):
         worker("write", error)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_and_blames_no_video(worker: Any) -> None:
+    with pytest.raises(ModelError, match="no weights"):
+        worker("load", ModelError("no weights"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,28 +48,34 @@ def test_chunks_carry_their_groups_and_own_their_memory(tiny_model: VideoXL2) ->
 
 
 def test_work_per_block_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a block, and keys that its visual rows see: the window, prefix and timestamps, not the video."""
-    calls: list[tuple[int, int, bool]] = []
-    real = prefill_module.attend
+    """Rows of a block, keys that its visual rows see (window, prefix, timestamps), and masks no longer than a pass."""
+    calls: list[tuple[int, int, int]] = []
+    real = prefill_module.attend_parts
 
-    def recorded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> torch.Tensor:
-        calls.append((q.shape[2], k.shape[2], "mask_TM" in options))
-        return real(q, k, v, **options)  # type: ignore[arg-type]
+    def recorded(
+        q: torch.Tensor,
+        seen: list[tuple[torch.Tensor, torch.Tensor]],
+        own: tuple[torch.Tensor, torch.Tensor],
+        *rest: Any,
+        **options: Any,
+    ) -> torch.Tensor:
+        calls.append((q.shape[2], sum(k.shape[2] for k, _ in seen), own[0].shape[2]))
+        return real(q, seen, own, *rest, **options)
 
-    monkeypatch.setattr(prefill_module, "attend", recorded)
+    monkeypatch.setattr(prefill_module, "attend_parts", recorded)
     groups, settings = 30, PrefillSettings(block_groups=2, previous_blocks=1)
     layout = video_layout(tiny_model.tokenizer, [4.0 * g for g in range(groups)], visual_tokens(groups))
     tiny_model.prefill(visual_tokens(groups), [4.0 * g for g in range(groups)], settings)
     longest_block = 2 * max(span.end - span.start for span in layout.spans)
-    timestamps = len(layout.time_positions(0, groups))
-    assert max(rows for rows, _, _ in calls) <= longest_block
-    for rows, keys, masked in calls:
-        if masked:
+    kept = layout.visual_start + layout.num_time_tokens(groups)
+    full_view = [call for call in calls if call[1] > kept]
+    for rows, seen, own in calls:
+        if seen > kept or own > 2 * longest_block:
             assert rows <= 4 * 2 * 12, "only timestamp rows of a pass see everything"
-        else:
-            assert keys <= layout.visual_start + timestamps + 2 * longest_block
+        assert own <= 4 * longest_block
     layers = tiny_model.spec.language.num_layers - 1
-    assert sum(masked for _, _, masked in calls) == layers * 4, "one more call per layer and pass of four blocks"
+    assert len(calls) == layers * ((15 - 2) + 4), "one call per layer and block, one more per pass of four blocks"
+    assert len(full_view) == layers * 3, "the first pass has nothing before it but the prefix"
 
 
 def test_chunks_are_handed_out_while_the_video_runs(tiny_model: VideoXL2) -> None:

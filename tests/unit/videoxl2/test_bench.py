@@ -1,0 +1,95 @@
+"""The measurement itself: what it reports, and that it measures what the model really does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.cli import main
+from videoxl2.bench import bench_layout, bench_model, bench_prefill, matrix_rate, prefill_run, random_spec
+from videoxl2.config import ModelSpec
+from videoxl2.model import VideoXL2
+
+
+@pytest.mark.parametrize("mode", ["chunked", "bounded", "plain", "masked"])
+def test_a_run_adds_up(tiny_model: VideoXL2, mode: str) -> None:
+    run = prefill_run(tiny_model, 70, mode)  # type: ignore[arg-type]
+    assert run.frames == 70 and run.tokens == 14 + 18 * 36 + 3 * 7 + 15 * 8
+    assert min(run.vision_s, run.dts_s, run.language_s) > 0
+    assert run.vision_s + run.dts_s + run.language_s == pytest.approx(run.total_s, rel=0.2)
+    assert run.peak_bytes > run.kv_bytes == run.tokens * 4 * 2 * 2 * 32 * 4
+    assert run.flops > 0 and run.tokens_per_s > 0 and run.flops_per_s > 0
+
+
+def test_peak_memory_is_that_of_the_run(tiny_model: VideoXL2) -> None:
+    """A block of 400 MB held before and released does not count for later runs."""
+    import torch
+
+    first = prefill_run(tiny_model, 16, "chunked").peak_bytes
+    held = torch.ones(100_000_000)
+    during = prefill_run(tiny_model, 16, "chunked").peak_bytes
+    del held
+    after = prefill_run(tiny_model, 16, "chunked").peak_bytes
+    assert during > first + 300_000_000 and after < first + 100_000_000
+
+
+def test_published_lengths_of_timestamps() -> None:
+    layout, times = bench_layout(random_spec("8b"), 256)
+    assert layout.length == 9838 - 60, "the specification's length includes a question of 60 tokens"
+    assert times[:3] == [0.0, 4.0, 8.0]
+
+
+def test_sizes() -> None:
+    from tests.unit.videoxl2.test_config import PUBLISHED
+
+    published = ModelSpec.from_config(PUBLISHED)
+    assert random_spec("8b").language == published.language and random_spec("8b").vision == published.vision
+    assert random_spec("0.5b").language.num_layers == 24
+    with pytest.raises(ValueError, match=r"8b and 0\.5b"):
+        random_spec("70b")
+
+
+def test_random_weights_run(monkeypatch: pytest.MonkeyPatch, tiny_model: VideoXL2) -> None:
+    monkeypatch.setattr("videoxl2.bench.random_spec", lambda size: tiny_model.spec)
+    model = bench_model("random:any", "cpu")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert prefill_run(model, 9, "chunked").tokens == 14 + 3 * 36 + 3 * 7
+    assert matrix_rate(model.device, model.dtype) > 1e8
+
+
+def test_every_length_is_reported() -> None:
+    seen: list[int] = []
+    bench = bench_prefill("tiny", [8, 4], "cpu", report=lambda run: seen.append(run.frames))
+    assert [run.frames for run in bench.runs] == seen == [8, 4]
+    with pytest.raises(ValueError, match="positive"):
+        bench_prefill("tiny", [], "cpu")
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "prefill", "--frames", "8", "12", "--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"] == "tiny" and document["device"] and document["matrix_flops_per_s"] > 0
+    expected = {"frames", "tokens", "vision_s", "dts_s", "language_s", "total_s", "flops", "peak_bytes", "kv_bytes"}
+    assert [run["frames"] for run in document["runs"]] == [8, 12] and set(document["runs"][0]) == expected
+    assert main(["bench", "prefill", "--frames", "8", "--device", "cpu", "--mode", "bounded"]) == 0
+    text = capsys.readouterr().out
+    assert "matrix rate" in text and "of ceiling" in text and "bounded" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prefill"], "--frames"),
+        (["prefill", "--frames", "0"], "positive"),
+        (["decode", "--frames", "8"], "'decode'"),
+        (["prefill", "--frames", "8", "--mode", "fast"], "'fast'"),
+        (["prefill", "--frames", "8", "--model", "nosuch"], "no checkpoint"),
+        (["prefill", "--frames", "8", "--model", "random:70b"], "8b and 0.5b"),
+        (["prefill", "--frames", "8", "--device", "nosuch"], "'nosuch' is no device"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1

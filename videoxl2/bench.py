@@ -1,0 +1,295 @@
+"""Measures prefill from pixels on the device to complete KV, stage by stage, beside the device's matrix rate.
+
+Pixels are random and already on the device: one batch of them is encoded again and again, so that decoding and the
+video's pixels are no part of time or memory. Chunks are dropped as they come, as an archive moves them away; what stays
+is the working cache. Weights may be random too, since they change no time.
+
+Shapes: F frames, S image side, G frame groups, P visual tokens per group, D text width.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from videoxl2.attention import choose_backend
+from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, PrefillSettings, TokenIds, VisionSpec
+from videoxl2.flops import prefill_flops
+from videoxl2.layout import TokenLayout
+from videoxl2.model import VideoXL2, choose_device
+from videoxl2.prefill import prefill_masked, prefill_pieces
+
+BenchMode = Literal["chunked", "bounded", "plain", "masked"]
+"""The modes of prefill, and ``masked``: the published single pass under a mask."""
+
+RANDOM_PREFIX = "random:"
+_PREFIX_TOKENS = 14
+_TIME_TOKENS = 6
+"""Tokens of a timestamp beside the digits of its whole seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRun:
+    """One length. Times in seconds; ``flops`` is the arithmetic that was needed, ``peak_bytes`` the highest memory.
+
+    ``peak_bytes`` is what the allocator gave out on a GPU and the process's resident memory on a CPU, weights and all;
+    ``kv_bytes`` is the part of it that is the KV.
+    """
+
+    frames: int
+    tokens: int
+    vision_s: float
+    dts_s: float
+    language_s: float
+    total_s: float
+    flops: int
+    peak_bytes: int
+    kv_bytes: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.total_s
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.flops / self.total_s
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBench:
+    """All lengths on one device. ``matrix_flops_per_s`` is measured: the ceiling of what the runs can reach."""
+
+    device: str
+    model: str
+    dtype: str
+    mode: str
+    threads: int
+    matrix_flops_per_s: float
+    runs: tuple[PrefillRun, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        return {**asdict(self), "runs": [asdict(run) for run in self.runs]}
+
+
+def bench_prefill(
+    model_name: str,
+    frame_counts: Sequence[int],
+    device: str | None = None,
+    mode: BenchMode = "chunked",
+    report: Callable[[PrefillRun], object] = lambda run: None,
+) -> PrefillBench:
+    """Measure each length once, after one short warm-up; ``report`` is called after each.
+
+    ``model_name`` is a checkpoint or ``random:8b`` / ``random:0.5b`` (``random_spec``).
+    """
+    if not frame_counts or min(frame_counts) < 1:
+        raise ValueError("frame counts are positive")
+    model = bench_model(model_name, device)
+    rate = matrix_rate(model.device, model.dtype)
+    prefill_run(model, min(min(frame_counts), 64), mode)
+    runs: list[PrefillRun] = []
+    for num_frames in frame_counts:
+        runs.append(prefill_run(model, num_frames, mode))
+        report(runs[-1])
+    return PrefillBench(
+        device=device_name(model.device),
+        model=model_name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        mode=mode,
+        threads=torch.get_num_threads(),
+        matrix_flops_per_s=rate,
+        runs=tuple(runs),
+    )
+
+
+def bench_model(name: str, device: str | None) -> VideoXL2:
+    """A checkpoint, or random weights of a named size made on the device."""
+    if not name.startswith(RANDOM_PREFIX):
+        return VideoXL2.from_pretrained(name, device=device)
+    chosen, dtype = choose_device(device, None)
+    with torch.device("meta"):
+        model = VideoXL2(random_spec(name.removeprefix(RANDOM_PREFIX))).to(dtype)
+    model = model.to_empty(device=chosen).requires_grad_(False).eval()
+    generator = torch.Generator(chosen).manual_seed(0)
+    for module in model.modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False):
+            if is_norm:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=generator)
+    backend = choose_backend("auto", chosen, dtype)
+    model.vision.use_backend(backend)
+    model.language.backend = backend
+    return model
+
+
+def random_spec(size: str) -> ModelSpec:
+    """``8b``: the published model. ``0.5b``: a decoder of Qwen2.5-0.5B's shape with a small tower, for a CPU."""
+    if size == "8b":
+        return ModelSpec(
+            vision=VisionSpec(width=1152, mlp_width=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14),
+            dts=DTSSpec(channels=1152),
+            language=LanguageSpec(
+                vocab_size=152064,
+                width=3584,
+                mlp_width=18944,
+                num_layers=28,
+                num_heads=28,
+                num_kv_heads=4,
+                head_dim=128,
+            ),
+            tokens=TokenIds(),
+        )
+    if size == "0.5b":
+        return ModelSpec(
+            vision=VisionSpec(width=192, mlp_width=768, num_layers=6, num_heads=3, image_size=384, patch_size=16),
+            dts=DTSSpec(channels=192),
+            language=LanguageSpec(
+                vocab_size=151936, width=896, mlp_width=4864, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64
+            ),
+            tokens=TokenIds(),
+        )
+    raise ValueError(f"no random model of size {size!r} (8b and 0.5b are known)")
+
+
+@torch.no_grad()
+def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun:
+    """One measured length at one frame per second."""
+    settings = PrefillSettings(mode="chunked" if mode == "masked" else mode, max_tokens=1 << 40)
+    layout, times_s = bench_layout(model.spec, num_frames)
+    batch_frames = model.batch_groups * model.spec.frames_per_group
+    pixels_F3SS = _random_pixels(model, min(num_frames, batch_frames))
+    clock = _StageClock(model.device)
+    with _peak_bytes(model.device) as peak:
+        started = time.perf_counter()
+        visual: list[Tensor] = []
+        for first in range(0, num_frames, batch_frames):
+            with clock.stage("vision"):
+                maps_FCYX = model.frame_maps(pixels_F3SS[: min(batch_frames, num_frames - first)])
+            with clock.stage("dts"):
+                visual.append(model.merge_maps(maps_FCYX))
+        del maps_FCYX
+        visual_GPD = torch.cat(visual)
+        visual.clear()
+        with clock.stage("language"):
+            if mode == "masked":
+                prefill_masked(model.language, layout, visual_GPD, times_s, settings, 6)
+            else:
+                for _ in prefill_pieces(model.language, layout, visual_GPD, settings, 6):
+                    pass
+        _synchronise(model.device)
+        total_s = time.perf_counter() - started
+    seconds = clock.seconds()
+    itemsize = model.dtype.itemsize
+    return PrefillRun(
+        frames=num_frames,
+        tokens=layout.length,
+        vision_s=seconds["vision"],
+        dts_s=seconds["dts"],
+        language_s=seconds["language"],
+        total_s=total_s,
+        flops=prefill_flops(model.spec, layout, num_frames, settings, whole_last_layer=mode == "masked").total,
+        peak_bytes=peak(),
+        kv_bytes=layout.length * model.spec.language.kv_values_per_token * itemsize,
+    )
+
+
+def bench_layout(spec: ModelSpec, num_frames: int) -> tuple[TokenLayout, list[float]]:
+    """A prompt of the published lengths at one frame per second, whatever the tokenizer; and the groups' times."""
+    times_s = [float(first) for first in range(0, num_frames, spec.frames_per_group)]
+    time_ids = [[1] * (_TIME_TOKENS + len(str(int(t_s)))) for t_s in times_s]
+    return TokenLayout.build([1] * _PREFIX_TOKENS, time_ids, spec.tokens_per_group), times_s
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the device's own matrix product, the best of a few square ones."""
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best_s = float("inf")
+    for _ in range(6):
+        _synchronise(device)
+        started = time.perf_counter()
+        left @ right
+        _synchronise(device)
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2 * side**3 / best_s
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def _random_pixels(model: VideoXL2, num_frames: int) -> Tensor:
+    vision = model.spec.vision
+    generator = torch.Generator(model.device).manual_seed(0)
+    shape = (num_frames, vision.num_channels, vision.image_size, vision.image_size)
+    return torch.rand(shape, generator=generator, device=model.device).mul_(2).sub_(1).to(model.dtype)
+
+
+class _StageClock:
+    """Sums the time of stages; on a GPU by events, so that measuring does not make the host wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = self._mark()
+        yield
+        self._marks.append((name, begin, self._mark()))
+
+    def seconds(self) -> dict[str, float]:
+        """Call after the device has finished."""
+        totals: dict[str, float] = {}
+        for name, begin, end in self._marks:
+            elapsed_s = begin.elapsed_time(end) / 1000 if self._is_cuda else end - begin
+            totals[name] = totals.get(name, 0.0) + elapsed_s
+        return totals
+
+    def _mark(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@contextmanager
+def _peak_bytes(device: torch.device) -> Iterator[Callable[[], int]]:
+    """The highest memory since the block was entered, asked for after it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: int(torch.cuda.max_memory_allocated(device))
+        return
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")  # sets the high-water mark of resident memory back
+    yield lambda: _resident_peak(status)
+
+
+def _resident_peak(status: Path) -> int:
+    if not status.exists():
+        return 0
+    (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
