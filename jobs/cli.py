@@ -1,7 +1,7 @@
 """The command ``vxl``: options in, one SDK call, result out, exit code. Nothing heavy is imported before it is needed.
 
-Exit codes: 0 ok, 1 internal error, 2 usage, 3 some videos failed, 5 nothing indexed in the range asked about,
-7 archive of another model, setting or schema.
+Exit codes: 0 ok, 1 internal error or damage found, 2 usage, 3 some videos failed or could not be verified, 5 nothing
+indexed in the range asked about, 7 archive of another model, setting or schema.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+kv_app = typer.Typer(help="Stored KV: what it takes on disk, and whether it is right.", no_args_is_help=True)
+app.add_typer(kv_app, name="kv")
 
 # Options that every command has, written once. typer reads Optional, not X | None, for repeated options.
 ArchiveOption = Annotated[
@@ -286,6 +289,42 @@ def compact(
 
     with claimed_stdout(as_json) as out:
         return run_compact(open_archive(archive, config), wait, out)
+
+
+@kv_app.command("verify")
+def kv_verify(
+    segments: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--segments", metavar="N", help="Segments to draw. [default: 16]"),
+    ] = None,
+    all_segments: Annotated[bool, typer.Option("--all", help="Every segment instead of a sample.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which sample is drawn.")] = 0,
+    archive: ArchiveOption = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> int:
+    """Prefill segments again from their videos and compare with the stored KV; writes a certificate."""
+    from jobs.kv import run_verify
+
+    with claimed_stdout(as_json) as out:
+        return run_verify(open_archive(archive, config), out, segments=segments, all_segments=all_segments, seed=seed)
+
+
+@kv_app.command("stats")
+def kv_stats(
+    price_per_gb_month: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--price-per-gb-month", metavar="P", help="Price of 10^9 bytes stored for a month."),
+    ] = None,
+    archive: ArchiveOption = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> int:
+    """Bytes on disk per camera and camera-hour, by tier and codec, beside the source video; their cost at a price."""
+    from jobs.kv import run_stats
+
+    with claimed_stdout(as_json) as out:
+        return run_stats(open_archive(archive, config), out, price_per_gb_month)
 
 
 @app.command()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.ingest import Observer
+    from pipeline.kv_verify import SegmentVerdict
     from pipeline.reader import ArchiveReader
 
 P = ParamSpec("P")
@@ -249,12 +250,54 @@ class Archive:
 
         return compact(self._reader(), wait_s)
 
+    @property
+    def kv(self) -> ArchiveKV:
+        """What can be done with the stored KV as such."""
+        return ArchiveKV(self)
+
     @translated
     def doctor(self) -> dict[str, Any]:
         """Checks of this machine and this archive, each with a verdict and what to do."""
         from pipeline.doctor import doctor
 
         return doctor(self.folder, self.settings)
+
+
+@dataclass(frozen=True)
+class ArchiveKV:
+    """The stored KV of an archive: is it right, and what does it take."""
+
+    archive: Archive
+
+    @translated
+    def verify(
+        self,
+        *,
+        segments: int | None = None,
+        all_segments: bool = False,
+        seed: int = 0,
+        observe: Callable[[SegmentVerdict], None] | None = None,
+    ) -> dict[str, Any]:
+        """Prefill segments again from their videos, compare with what is stored, write a certificate into the archive.
+
+        ``segments`` are drawn by ``seed`` from those that can be asked (16 by default, at most as many as there are).
+        The result has ``segments`` (one verdict each, ``status`` is ``verified``, ``failed`` or ``not verifiable``),
+        ``counts``, ``ok`` (every one is verified) and ``certificate``, its path relative to the archive. ``observe``
+        gets each verdict as it is reached. Raises ``ModelMismatch`` where the archive's model is not here.
+        """
+        from pipeline.kv_verify import DEFAULT_SEGMENTS, verify
+
+        wanted = DEFAULT_SEGMENTS if segments is None else segments
+        return verify(
+            self.archive._reader(), num_segments=wanted, all_segments=all_segments, seed=seed, observe=observe
+        )
+
+    @translated
+    def stats(self, *, price_per_gb_month: float | None = None) -> dict[str, Any]:
+        """Bytes on disk in all, per camera and camera-hour, by tier and codec; with a price, their cost a month."""
+        from pipeline.kv_stats import kv_stats
+
+        return kv_stats(self.archive._reader(), price_per_gb_month)
 
 
 @dataclass(frozen=True, kw_only=True)

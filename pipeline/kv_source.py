@@ -21,6 +21,7 @@ from indexers.records import SegmentRow, VideoRow
 from pipeline.errors import ArchiveError, EvidenceUnavailable, ModelMismatch, StorageError
 
 if TYPE_CHECKING:
+    from indexers.sparse import SparseParts
     from pipeline.reader import ArchiveReader
     from videoxl2.kv import ChunkKV, KVLevel
 
@@ -64,7 +65,7 @@ class KVSource:
         return loaded
 
     def _reload(self, items: Sequence[tuple[dict[str, Any], KVLevel]], loaded: LoadedKV) -> None:
-        from videoxl2.kv import ChunkKV, KVLevel, kv_from_buffer
+        from videoxl2.kv import KVLevel
 
         started = time.perf_counter()
         recipe = self._reader.manifest.recipe
@@ -75,13 +76,11 @@ class KVSource:
             if segment.kv_path is None:
                 raise MissingKV(f"segment {segment.segment_id}")
             with DenseKVReader(self._reader.folder / segment.kv_path, segment.kv_digest) as file:
-                self._check_owner(file, dense[0])
+                check_owner(file, recipe.fingerprint, dense[0]["video_id"], dense[0]["segment_index"])
                 for row in dense:
-                    index = row["chunk_index"]
-                    buffer = file.read_chunk(index)
-                    loaded.bytes_read += len(buffer)
-                    kv = kv_from_buffer(buffer, file.header.dtype, file.header.chunk_shape(index))
-                    loaded.chunks[row["chunk_id"]] = ChunkKV(kv, file.header.chunk_groups[index], KVLevel.DENSE)
+                    chunk = read_dense_chunk(file, row["chunk_index"])
+                    loaded.bytes_read += chunk.num_bytes
+                    loaded.chunks[row["chunk_id"]] = chunk
         if sparse:
             parts = self._reader.store.read_sparse([row["chunk_id"] for row in sparse])
             for row in sparse:
@@ -89,11 +88,7 @@ class KVSource:
                 if stored is None:
                     raise MissingKV(f"sparse_kv of chunk {row['chunk_id']}")
                 loaded.bytes_read += stored.num_bytes
-                kv = kv_from_buffer(stored.join(), stored.dtype, stored.shape)
-                times = row["group_time_tokens"]
-                visual = (row["num_tokens"] - sum(times)) // row["num_groups"] // recipe.compression
-                groups = tuple((count, visual) for count in times)
-                loaded.chunks[row["chunk_id"]] = ChunkKV(kv, groups, KVLevel.SPARSE)
+                loaded.chunks[row["chunk_id"]] = stored_sparse_chunk(stored, row, recipe.compression)
         loaded.load_s += time.perf_counter() - started
 
     def _segment(self, row: dict[str, Any]) -> SegmentRow:
@@ -101,16 +96,6 @@ class KVSource:
             if segment.segment_id == row["segment_id"]:
                 return segment
         raise StorageError(f"segment {row['segment_id']} is not in the archive any more")
-
-    def _check_owner(self, file: DenseKVReader, row: dict[str, Any]) -> None:
-        """A file in the right place with the wrong content must not serve: not another video's, not another model's."""
-        header, fingerprint = file.header, self._reader.manifest.recipe.fingerprint
-        if header.fingerprint != fingerprint:
-            raise ModelMismatch(
-                f"KV file {file.path} has fingerprint {header.fingerprint[:12]}, the archive {fingerprint[:12]}"
-            )
-        if (header.video_id, header.segment_index) != (row["video_id"], row["segment_index"]):
-            raise StorageError(f"KV file {file.path} belongs to another segment: {header.video_id}")
 
     def _recompute(self, items: Sequence[tuple[dict[str, Any], KVLevel]], loaded: LoadedKV) -> None:
         from videoxl2.kv import KVLevel, sparsify
@@ -124,6 +109,38 @@ class KVSource:
                 chunk = sparsify(chunk, self._reader.manifest.recipe.compression)
             loaded.chunks[row["chunk_id"]] = chunk
         loaded.recompute_s += time.perf_counter() - started
+
+
+def check_owner(file: DenseKVReader, fingerprint: str, video_id: str, segment_index: int) -> None:
+    """A file in the right place with the wrong content must not serve: not another video's, not another model's.
+
+    Raises ``ModelMismatch`` or ``StorageError``.
+    """
+    header = file.header
+    if header.fingerprint != fingerprint:
+        raise ModelMismatch(
+            f"KV file {file.path} has fingerprint {header.fingerprint[:12]}, the archive {fingerprint[:12]}"
+        )
+    if (header.video_id, header.segment_index) != (video_id, segment_index):
+        raise StorageError(f"KV file {file.path} belongs to another segment: {header.video_id}")
+
+
+def read_dense_chunk(file: DenseKVReader, index: int) -> ChunkKV:
+    """One chunk of a KV file, over the bytes that were read; raises ``CorruptKV``."""
+    from videoxl2.kv import ChunkKV, KVLevel, kv_from_buffer
+
+    kv = kv_from_buffer(file.read_chunk(index), file.header.dtype, file.header.chunk_shape(index))
+    return ChunkKV(kv, file.header.chunk_groups[index], KVLevel.DENSE)
+
+
+def stored_sparse_chunk(stored: SparseParts, row: dict[str, Any], compression: int) -> ChunkKV:
+    """Rows of ``sparse_kv`` as the chunk that its row of ``chunks`` describes."""
+    from videoxl2.kv import ChunkKV, KVLevel, kv_from_buffer
+
+    times = row["group_time_tokens"]
+    visual = (row["num_tokens"] - sum(times)) // row["num_groups"] // compression
+    kv = kv_from_buffer(stored.join(), stored.dtype, stored.shape)
+    return ChunkKV(kv, tuple((count, visual) for count in times), KVLevel.SPARSE)
 
 
 def prefill_segment(reader: ArchiveReader, video_id: str, segment_index: int) -> tuple[ChunkKV, ...]:

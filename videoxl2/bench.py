@@ -30,6 +30,9 @@ from videoxl2.prefill import prefill_masked, prefill_pieces
 BenchMode = Literal["chunked", "bounded", "plain", "masked"]
 """The modes of prefill, and ``masked``: the published single pass under a mask."""
 
+BOUNDED_TIMESTAMP_GROUPS = 256
+"""In the bounded mode a run sees the timestamps of so many earlier groups, so that its state is bounded indeed."""
+
 RANDOM_PREFIX = "random:"
 _PREFIX_TOKENS = 14
 _TIME_TOKENS = 6
@@ -164,22 +167,25 @@ def random_spec(size: str) -> ModelSpec:
 @torch.no_grad()
 def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun:
     """One measured length at one frame per second."""
-    settings = PrefillSettings(mode="chunked" if mode == "masked" else mode, max_tokens=1 << 40)
+    settings = PrefillSettings(
+        mode="chunked" if mode == "masked" else mode,
+        timestamp_groups=BOUNDED_TIMESTAMP_GROUPS if mode == "bounded" else None,
+        max_tokens=1 << 40,
+    )
     layout, times_s = bench_layout(model.spec, num_frames)
     batch_frames = model.batch_groups * model.spec.frames_per_group
     pixels_F3SS = _random_pixels(model, min(num_frames, batch_frames))
     clock = _StageClock(model.device)
     with _peak_bytes(model.device) as peak:
         started = time.perf_counter()
-        visual: list[Tensor] = []
+        visual_GPD = model.empty_tokens(layout.num_groups)
         for first in range(0, num_frames, batch_frames):
             with clock.stage("vision"):
                 maps_FCYX = model.frame_maps(pixels_F3SS[: min(batch_frames, num_frames - first)])
             with clock.stage("dts"):
-                visual.append(model.merge_maps(maps_FCYX))
+                group = first // model.spec.frames_per_group
+                visual_GPD[group : group + model.batch_groups] = model.merge_maps(maps_FCYX)
         del maps_FCYX
-        visual_GPD = torch.cat(visual)
-        visual.clear()
         with clock.stage("language"):
             if mode == "masked":
                 prefill_masked(model.language, layout, visual_GPD, times_s, settings, 6)

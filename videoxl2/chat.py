@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
@@ -50,6 +49,8 @@ class ChatModel(AskedModel, Protocol):
     @property
     def spec(self) -> ModelSpec: ...
 
+    def empty_tokens(self, num_groups: int) -> Tensor: ...
+
     def encode_frames(self, pixels_F3SS: Tensor) -> Tensor: ...
 
     def generate_text(self, cache: KVCache, question: str, settings: GenerationSettings | None = None) -> str: ...
@@ -60,13 +61,11 @@ def index_frames(
 ) -> PrefillResult:
     """The KV of a video: resize, encode in batches, prefill. Raises ``ContextOverflow`` where it does not fit."""
     per_group = model.spec.frames_per_group
-    size = _BATCH_GROUPS * per_group
-    visual_GPD = torch.cat(
-        [
-            model.encode_frames(frames_to_pixels(video.frames_FHW3[first : first + size], model.spec.vision.image_size))
-            for first in range(0, len(video.times_s), size)
-        ]
-    )
+    visual_GPD = model.empty_tokens(-(-len(video.times_s) // per_group))
+    for group in range(0, len(visual_GPD), _BATCH_GROUPS):
+        frames = video.frames_FHW3[group * per_group : (group + _BATCH_GROUPS) * per_group]
+        pixels_F3SS = frames_to_pixels(frames, model.spec.vision.image_size)
+        visual_GPD[group : group + _BATCH_GROUPS] = model.encode_frames(pixels_F3SS)
     return prefill(model, visual_GPD, list(video.times_s)[::per_group], settings, chunk_groups)
 
 

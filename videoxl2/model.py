@@ -107,9 +107,14 @@ class VideoXL2(nn.Module):
         expected = (self.spec.vision.num_channels, self.spec.vision.image_size, self.spec.vision.image_size)
         if pixels_F3SS.ndim != 4 or tuple(pixels_F3SS.shape[1:]) != expected or not len(pixels_F3SS):
             raise ValueError(f"pixels are [F >= 1, {', '.join(map(str, expected))}], got {list(pixels_F3SS.shape)}")
-        batches = pixels_F3SS.split((batch_groups or self.batch_groups) * self.spec.frames_per_group)
-        maps = (self.frame_maps(batch.to(device=self.device, dtype=self.dtype)) for batch in batches)
-        return torch.cat([self.merge_maps(maps_FCYX) for maps_FCYX in maps])
+        per_group, G = self.spec.frames_per_group, -(-len(pixels_F3SS) // self.spec.frames_per_group)
+        visual_GPD = self.empty_tokens(G)
+        size = batch_groups or self.batch_groups
+        for first in range(0, G, size):
+            batch = pixels_F3SS[first * per_group : (first + size) * per_group]
+            maps_FCYX = self.frame_maps(batch.to(device=self.device, dtype=self.dtype))
+            visual_GPD[first : first + size] = self.merge_maps(maps_FCYX)
+        return visual_GPD
 
     def prefill(
         self,
@@ -210,6 +215,11 @@ class VideoXL2(nn.Module):
         for question, piece in self.stream_texts(cache, questions, settings):
             answers[question] += piece
         return answers
+
+    def empty_tokens(self, num_groups: int) -> Tensor:
+        """Room for the visual tokens [G, P, D] of so many groups, not filled."""
+        shape = (num_groups, self.spec.tokens_per_group, self.spec.language.width)
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
 
     def frame_maps(self, pixels_F3SS: Tensor) -> Tensor:
         """Pixels to the tower's features on the DTS grid [F, C, Y, X]."""

@@ -277,7 +277,7 @@ Asked = list[tuple[Facts, list[QA]]]
 def asked() -> Asked:
     result = []
     for kind in CAMERA_KINDS:
-        for seed in range(70):
+        for seed in range(56):
             rate = (0.5, 2.0, 4.0, 6.0)[seed % 4]
             facts = script_facts(random_scene(kind, seed, 48.0, "train", events_per_minute=rate))
             result.append((facts, questions_of(facts, seed, "train", per_kind=3)))

@@ -82,6 +82,9 @@ def check_command(words: list[str], *, is_whole: bool) -> None:
         return
     assert words[0] in _COMMANDS.commands, f"there is no command vxl {words[0]}"
     command = _COMMANDS.commands[words[0]]
+    if hasattr(command, "commands") and words[1:]:  # a sub-app
+        assert words[1] in command.commands, f"there is no command vxl {words[0]} {words[1]}"
+        command, words = command.commands[words[1]], words[1:]
     if is_whole:
         try:
             command.make_context(words[0], list(words[1:]))
@@ -180,6 +183,9 @@ def test_every_command_is_documented() -> None:
     texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
     found = [words for text in texts for words in (*command_lines(text), *command_mentions(text))]
     assert {word for words in found for word in words} >= set(_COMMANDS.commands)
+    for name, group in _COMMANDS.commands.items():
+        for command in getattr(group, "commands", {}):
+            assert any(words[:2] == [name, command] for words in found), f"vxl {name} {command}"
 
 
 def test_a_command_that_does_not_exist_is_found() -> None:

@@ -57,7 +57,7 @@ def random_conditions(kind: SceneryKind, start: datetime, rng: np.random.Generat
         warmth += 0.0 if light == "day" else 0.04
         return Conditions(light, "clear", _tinted(level, warmth), 0.0, None, 0.0, float(rng.uniform(1.2, 3.2)))
     weather: Weather = ("clear", "clear", "clear", "rain", "fog")[int(rng.integers(5))]
-    fog = {"clear": 0.0015, "rain": 0.008, "fog": float(rng.uniform(0.018, 0.035))}[weather]
+    fog = {"clear": 0.0015, "rain": 0.008, "fog": float(rng.uniform(0.014, 0.027))}[weather]
     noise = float(rng.uniform(1.2, 2.6)) + {"day": 0.0, "dusk": 0.8, "night": 1.6}[light]
     if light == "day":
         level = float(rng.uniform(0.92, 1.08)) * (0.86 if weather != "clear" else 1.0)

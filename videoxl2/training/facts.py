@@ -23,7 +23,17 @@ Interval = tuple[float, float]
 VISIBLE_SHARE = 1.5e-4
 CLEAR_SHARE = 5e-4
 # Enough of an action must lie in the window that one can tell what it is.
-_MIN_SEEN_S: Mapping[str, float] = {"loiter": 12.0, "open": 7.0, "meet": 2.5, "stop": 3.0, "smoke": 3.0, "fall": 2.0}
+_MIN_SEEN_S: Mapping[str, float] = {
+    "loiter": 12.0,
+    "open": 7.0,
+    "meet": 2.5,
+    "stop": 3.0,
+    "smoke": 3.0,
+    "fall": 2.0,
+    "drop": 0.3,
+    "pick": 0.3,
+    "park": 0.3,
+}
 _DEFAULT_MIN_SEEN_S = 1.0
 _WHOLE = frozenset({"drop", "pick", "park"})
 _MIN_STATIONARY_M = 0.3

@@ -368,8 +368,8 @@ def _shop(rng: np.random.Generator, layout_id: str, texture_seed: int) -> Place:
     spots = _grid(rng, 0, (-3.4, 3.4), (6.4, 7.4), 4) + _grid(rng, 0, (-5.0, 5.0), (wall - 2.2, wall - 1.2), 4)
     wood = _pick(rng, ((150, 122, 90), (126, 128, 132), (170, 158, 138)))
     boxes = (
-        Box(-side * _between(rng, 3.6, 4.4), wall - 3.4, 2.6, 0.8, 0.0, 1.0, wood),
-        Box(side * _between(rng, 1.2, 2.4), wall - 3.6, 2.4, 0.7, 0.0, 0.85, (148, 150, 150)),
+        Box(-side * _between(rng, 3.6, 4.4), wall - 3.4, 2.6, 0.8, 0.0, 0.62, wood),
+        Box(side * _between(rng, 1.2, 2.4), wall - 3.6, 2.4, 0.7, 0.0, 0.5, (148, 150, 150)),
     )
     return Place(
         "shop",

@@ -88,9 +88,14 @@ def questions_of(facts: Facts, seed: int, split: Split = "train", per_kind: int 
     result: list[QA] = []
     for kind in KINDS:
         asked: set[str] = set()
+        lead = 0  # how many more questions have been answered with yes than with no
         for _ in range(per_kind * 3):
             made = _MAKERS[kind](asker)
-            if made is not None and made.question not in asked:
+            if made is None or made.question in asked:
+                continue
+            step = {"yes": 1, "no": -1}.get(made.answer, 0)
+            if lead * step <= 0:
+                lead += step
                 asked.add(made.question)
                 result.append(made)
             if len(asked) == per_kind:
@@ -363,7 +368,7 @@ def _where(asker: _Asker) -> QA | None:
     for item in facts.objects:
         whole = (item.visible[0][0], item.visible[-1][1])
         who = asker.the(item)
-        if who is None:
+        if who is None or item.kind == "door":  # shut doors are doors too
             continue
         side, depth = side_of(item, whole), depth_of(item, whole)
         if side is not None:
@@ -468,11 +473,11 @@ def _exists_by_prevalence(asker: _Asker) -> QA | None:
             options.append((claim, min(1.0, absent / there)))
         elif _is_false(facts, claim):
             options.append((claim, min(1.0, there / absent)))
+    wanted = asker.coin()
+    options = [(claim, weight) for claim, weight in options if _is_true(facts, claim) == wanted]
     if not options:
         return None
     weights = np.asarray([weight for _, weight in options])
-    if asker.rng.random() > weights.sum():
-        return None
     return _exists_question(asker, options[int(asker.rng.choice(len(options), p=weights / weights.sum()))][0])
 
 

@@ -42,6 +42,8 @@ COMMANDS = {
     "parity": ["folder", "--json"],
     "bench": ["subject", "more", "--frames", "--model", "--device", "--mode", "--json"],
     "demo": ["folder", "--source", "--minutes"],
+    "kv verify": ["--segments", "--all", "--seed", *EVERY],
+    "kv stats": ["--price-per-gb-month", *EVERY],
 }
 
 
@@ -49,17 +51,29 @@ def name_of(parameter: Any) -> str:
     return str(parameter.name if parameter.param_type_name == "argument" else parameter.opts[0])
 
 
+def commands_of(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Every command by its words, those of sub-apps as two of them."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands_of(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
 def test_commands_and_options_are_frozen() -> None:
     """Other programs are written against these words: add to them, and change this table on purpose."""
     group: Any = typer.main.get_command(app)
-    found = {name: sorted(name_of(p) for p in command.params) for name, command in group.commands.items()}
+    found = {name: sorted(name_of(p) for p in command.params) for name, command in commands_of(group).items()}
     assert found == {name: sorted(options) for name, options in COMMANDS.items()}
     assert sorted(name_of(p) for p in group.params) == ["--log-json", "--log-level"]
 
 
 def test_every_command_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    for name, command in group.commands.items():
+    assert group.commands["kv"].help
+    for name, command in commands_of(group).items():
         assert command.help, name
         assert all(parameter.help for parameter in command.params if name_of(parameter).startswith("--")), name
 
@@ -78,7 +92,7 @@ def modules_after(arguments: list[str]) -> tuple[set[str], subprocess.CompletedP
     return set(done.stderr.split("\n")[-2].split()), done
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], []], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["kv", "--help"], []], ids=" ".join)
 def test_help_loads_no_library_of_the_work(arguments: list[str]) -> None:
     modules, done = modules_after(arguments)
     assert done.returncode == 0
@@ -91,10 +105,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_archive(tmp_path_factory.mktemp("archives") / "made")
 
 
-@pytest.mark.parametrize("command", ["search", "videos", "status", "anomalies"])
+@pytest.mark.parametrize("command", ["search", "videos", "status", "anomalies", "kv stats"])
 def test_reading_commands_load_neither_torch_nor_ray(archive: Path, command: str) -> None:
     words = ["a red car"] if command == "search" else []
-    modules, done = modules_after([command, *words, "--archive", str(archive), "--json"])
+    modules, done = modules_after([*command.split(), *words, "--archive", str(archive), "--json"])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
     assert "lancedb" in modules
@@ -191,6 +205,8 @@ def test_an_interrupted_command_says_so(archive: Path, monkeypatch: pytest.Monke
         ["search", "car", "--limit", "many"],
         ["search", "car"],
         ["search", "car", "--archive", ""],
+        ["kv", "nothing-like-it"],
+        ["kv", "stats", "--price-per-gb-month", "much"],
     ],
     ids=" ".join,
 )

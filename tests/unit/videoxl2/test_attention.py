@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from videoxl2 import attention
-from videoxl2.attention import AttentionBackend, attend, choose_backend, lower_right_mask
+from videoxl2.attention import AttentionBackend, BiasReuse, attend, attend_parts, choose_backend, lower_right_mask
 from videoxl2.errors import ModelError
 
 
@@ -104,3 +104,32 @@ def test_choice(
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="magic"):
         choose_backend("magic", torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("has_log_sum", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("sizes", [(), (9,), (3, 0, 40)])
+def test_parts_equal_one_call_over_all_keys(
+    sizes: tuple[int, ...], heads: int, kv_heads: int, has_log_sum: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no kernel gives the log-sum-exp, and for keys far apart in size."""
+    if not has_log_sum:
+        monkeypatch.setattr(attention, "_gives_log_sum", lambda q: False)
+    T, own = 5, 7
+    q, k, v = random_qkv(T, sum(sizes) + own, heads, kv_heads)
+    k[:, :, :2] *= 20
+    own_mask = lower_right_mask(T, own)
+    mask = torch.cat((torch.ones(T, sum(sizes), dtype=torch.bool), own_mask), dim=1)
+    *seen, last = zip(k.split([*sizes, own], 2), v.split([*sizes, own], 2), strict=True)
+    found = attend_parts(q, seen, last, own_mask)
+    torch.testing.assert_close(found, written_out(q, k, v, mask), atol=1e-5, rtol=0)
+
+
+def test_parts_share_the_mask_between_layers() -> None:
+    q, k, v = random_qkv(3, 10, 4, 2)
+    reuse = BiasReuse()
+    first, again = (
+        attend_parts(q, [(k[:, :, :6], v[:, :, :6])], (k[:, :, 6:], v[:, :, 6:]), lower_right_mask(3, 4), reuse=reuse)
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,11 @@ def test_generate_takes_any_choice(tiny_model: VideoXL2, indexed: PrefillResult)
     cache = tiny_model.assemble(indexed.chunks[:1])
     steps = generate(tiny_model, cache, [5], 3, choose=lambda logits: int(logits.argmin()), keep_logits=True)
     assert all(step.logits_V is not None and step.token_id == int(step.logits_V.argmin()) for step in steps)
+
+
+def test_the_documented_example_runs(frames: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "model.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "docs/model.md", "exec"), {"frames": frames[:9], "times_s": TIMES[:9]})
+    starts = {line[:2] for line in capsys.readouterr().out.splitlines()}
+    assert {"0 ", "1 "} <= starts, "pieces of both answers"

@@ -65,7 +65,15 @@ def test_max_pooling_is_read_from_the_configuration(tiny_model: VideoXL2) -> Non
     torch.testing.assert_close(found[0, 7], mlp[2:4, 2:4].amax(dim=(0, 1)))
 
 
-def test_defaults_of_device_and_dtype() -> None:
+def test_defaults_of_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cpu", None) == (torch.device("cpu"), torch.float32)
     assert choose_device("cuda:1", None) == (torch.device("cuda:1"), torch.bfloat16)
     assert choose_device("cpu", torch.bfloat16)[1] == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "is no device"), ("cuda:2", "has 2 GPUs")])
+def test_devices_that_are_not_there(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ModelError, match=message):
+        choose_device(name, None)

@@ -1,0 +1,355 @@
+"""Is stored KV what the model makes of the video? Segments are prefilled again and compared; a certificate records it.
+
+Checksums prove that bytes are those that were written. This proves that they were the right ones: a chunk rotated,
+swapped or taken from elsewhere fails even when it is signed correctly. Tables are only read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from indexers.container import DurableFile
+from indexers.errors import StoreError
+from indexers.kv_file import DenseKVReader
+from indexers.records import SegmentRow, rows_of
+from indexers.sweep import KV_FOLDER
+from pipeline.errors import ArchiveError, EvidenceUnavailable, StorageError, UsageError
+from pipeline.kv_source import check_owner, prefill_segment, read_dense_chunk, stored_sparse_chunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.reader import ArchiveReader
+    from videoxl2.kv import ChunkKV
+    from videoxl2.model import VideoXL2
+
+logger = logging.getLogger(__name__)
+
+CERTIFICATE_FORMAT = "vxl-kv-certificate/1"
+CERTIFICATE_FOLDER = f"{KV_FOLDER}/certificates"
+PROBE_QUESTION = "What happens in this footage?"
+PROBE_TOKENS = 16
+DEFAULT_SEGMENTS = 16
+
+VERIFIED = "verified"
+FAILED = "failed"
+NOT_VERIFIABLE = "not verifiable"
+
+TOKEN_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+"""Largest ``token_error`` by number type that counts as the same KV where the bytes differ.
+
+Another device or number of threads adds up in another order. A token that was moved, rotated or swapped has an error of
+about 1. The half-precision figures are an allowance, not a measurement: no GPU has been compared with another yet.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentVerdict:
+    """What came of one segment. Figures are ``None`` where it did not get that far.
+
+    ``max_kv_diff`` and ``max_token_error`` are over the dense chunks, ``is_bit_exact`` says that every byte agreed;
+    ``top1_agreement`` is the share of the probe's tokens that stored KV would also have chosen.
+    """
+
+    segment_id: str
+    uri: str
+    status: str = VERIFIED
+    codec: str
+    kv_digest: str | None
+    is_bit_exact: bool | None = None
+    max_kv_diff: float | None = None
+    max_token_error: float | None = None
+    max_logit_diff: float | None = None
+    top1_agreement: float | None = None
+    answer_agreement: bool | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == VERIFIED
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; a figure that is not finite is ``None``."""
+        fields = {name: _finite(value) for name, value in asdict(self).items()}
+        return {**fields, "ok": self.ok}
+
+
+@dataclass(frozen=True, slots=True)
+class KVDifference:
+    """How far two sets of chunks are apart: in bytes, in the largest value, in the worst token."""
+
+    is_bit_exact: bool
+    max_abs: float
+    token_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDifference:
+    """How far the answers over two caches are apart."""
+
+    max_logit_diff: float
+    top1_agreement: float
+
+    @property
+    def answer_agrees(self) -> bool:
+        return self.top1_agreement == 1.0
+
+
+def verify(
+    reader: ArchiveReader,
+    *,
+    num_segments: int = DEFAULT_SEGMENTS,
+    all_segments: bool = False,
+    seed: int = 0,
+    observe: Callable[[SegmentVerdict], None] | None = None,
+) -> dict[str, Any]:
+    """Compare a seeded sample of the visible segments with their videos, and write a certificate. See ``Archive.kv``.
+
+    Raises ``ModelMismatch`` when the archive's model is not here, ``UsageError`` for a sample of none.
+    """
+    if num_segments < 1:
+        raise UsageError(f"--segments {num_segments} must be at least 1")
+    uris = {video.video_id: video.uri for video in reader.store.visible_videos()}
+    segments = [segment for segment in reader.store.segments_of() if segment.video_id in uris]
+    num_total = len(segments)
+    if not all_segments and num_segments < num_total:
+        chosen = sorted(random.Random(seed).sample(range(num_total), num_segments))
+        segments = [segments[index] for index in chosen]
+    verdicts = []
+    if segments:
+        model = reader.model  # here, so that a model that is not there is no segment's fault
+        for segment in segments:
+            verdicts.append(verify_segment(reader, model, segment, uris[segment.video_id]))
+            if observe is not None:
+                observe(verdicts[-1])
+    return _report(reader, verdicts, num_total, seed)
+
+
+def verify_segment(reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, uri: str) -> SegmentVerdict:
+    """One segment: what is stored is read and checked first, so that damage is found even where the video is gone."""
+    from videoxl2.errors import ModelError
+
+    verdict = SegmentVerdict(
+        segment_id=segment.segment_id, uri=uri, codec=segment.codec, kv_digest=segment.kv_digest, status=FAILED
+    )
+    try:
+        if segment.kv_path is None:
+            return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
+        stored = _stored_dense(reader, segment, segment.kv_path)
+        sparse_error = _sparse_error(reader, segment, stored)
+        try:
+            made = prefill_segment(reader, segment.video_id, segment.segment_index)
+        except EvidenceUnavailable as exc:
+            if sparse_error is not None:
+                return replace(verdict, error=sparse_error)
+            return replace(verdict, status=NOT_VERIFIABLE, error=str(exc))
+        if [chunk.groups for chunk in stored] != [chunk.groups for chunk in made]:
+            return replace(verdict, error="the video gives other chunks than those that are stored")
+        kv = kv_difference(stored, made)
+        probe = probe_difference(model, stored, made)
+        verdict = replace(
+            verdict,
+            is_bit_exact=kv.is_bit_exact,
+            max_kv_diff=kv.max_abs,
+            max_token_error=kv.token_error,
+            max_logit_diff=probe.max_logit_diff,
+            top1_agreement=probe.top1_agreement,
+            answer_agreement=probe.answer_agrees,
+        )
+        if not is_same_kv(kv, segment.dtype):
+            return replace(
+                verdict,
+                error=f"stored KV is not what the video gives: a token is off by {kv.token_error:.3g} of the usual "
+                f"length, {TOKEN_TOLERANCE[segment.dtype]:g} is allowed for {segment.dtype}",
+            )
+        if sparse_error is not None:
+            return replace(verdict, error=sparse_error)
+        return replace(verdict, status=VERIFIED)
+    except (ArchiveError, StoreError, ModelError) as exc:
+        return replace(verdict, error=str(exc))
+
+
+def is_same_kv(difference: KVDifference, dtype: str) -> bool:
+    """Equal bytes, or a difference that another order of summation explains; never true for values that are NaN."""
+    return difference.is_bit_exact or difference.token_error <= TOKEN_TOLERANCE[dtype]
+
+
+def kv_difference(stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> KVDifference:
+    """``stored`` against ``made``, chunk by chunk of equal shapes.
+
+    ``token_error`` is the largest length of a difference of one head's vector of one token, over the root mean square
+    length of that layer's keys or values in the chunk: one wrong token among thousands is not averaged away.
+    """
+    import numpy as np
+
+    from videoxl2.kv import kv_to_numpy
+
+    is_bit_exact, max_abs, token_error = True, 0.0, 0.0
+    for left, right in zip(stored, made, strict=True):
+        if np.array_equal(kv_to_numpy(left.kv_LSKMDh), kv_to_numpy(right.kv_LSKMDh)):
+            continue
+        is_bit_exact = False
+        for layer in range(left.kv_LSKMDh.shape[0]):  # one layer at a time bounds the memory of float64
+            values_SKMDh = right.kv_LSKMDh[layer].detach().cpu().double()
+            apart_SKMDh = left.kv_LSKMDh[layer].detach().cpu().double() - values_SKMDh
+            usual_S = values_SKMDh.square().sum(-1).mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
+            error_SKM = apart_SKMDh.square().sum(-1).sqrt() / usual_S[:, None, None]
+            max_abs = _larger(max_abs, float(apart_SKMDh.abs().max()))
+            token_error = _larger(token_error, float(error_SKM.max()))
+    return KVDifference(is_bit_exact, max_abs, token_error)
+
+
+def probe_difference(model: VideoXL2, stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> ProbeDifference:
+    """The probe question over both caches, each assembled anew; the tokens are those that ``made`` chooses.
+
+    A segment that is longer than the model's context is probed with the first chunks that fit.
+    """
+    prefix_ids, suffix_ids = model.tokenizer.prompt_parts(PROBE_QUESTION)
+    room = model.spec.language.max_positions - len(prefix_ids) - len(suffix_ids) - PROBE_TOKENS
+    num_chunks = 0
+    for chunk in made:
+        room -= chunk.num_tokens
+        if room < 0:
+            break
+        num_chunks += 1
+    reference, tokens = _answer_logits(model, made[:num_chunks], suffix_ids, None)
+    logits, _ = _answer_logits(model, stored[:num_chunks], suffix_ids, tokens)
+    apart = 0.0
+    for left, right in zip(logits, reference, strict=True):
+        apart = _larger(apart, float((left.double() - right.double()).abs().max()))
+    agreeing = sum(int(left.argmax()) == token for left, token in zip(logits, tokens, strict=True))
+    return ProbeDifference(apart, agreeing / len(tokens))
+
+
+def _answer_logits(
+    model: VideoXL2, chunks: Sequence[ChunkKV], suffix_ids: Sequence[int], forced: Sequence[int] | None
+) -> tuple[list[Tensor], list[int]]:
+    """Logits of every step, the one that ends the answer included, and the tokens: the likeliest, or those forced."""
+    from videoxl2.decode import generate
+    from videoxl2.token_choice import likeliest
+
+    logits: list[Tensor] = []
+    tokens: list[int] = []
+
+    def choose(logits_V: Tensor) -> int:
+        logits.append(logits_V.detach().cpu())
+        tokens.append(likeliest(logits_V) if forced is None else forced[len(tokens)])
+        return tokens[-1]
+
+    cache = model.assemble(chunks)
+    for _ in generate(model, cache, suffix_ids, PROBE_TOKENS, model.tokenizer.eos_ids, choose=choose):
+        pass
+    return logits, tokens
+
+
+def _stored_dense(reader: ArchiveReader, segment: SegmentRow, kv_path: str) -> tuple[ChunkKV, ...]:
+    recipe = reader.manifest.recipe
+    with DenseKVReader(reader.folder / kv_path, segment.kv_digest) as file:
+        check_owner(file, recipe.fingerprint, segment.video_id, segment.segment_index)
+        for name, found, expected in (
+            ("dtype", file.header.dtype, recipe.dtype),
+            ("number of chunks", file.header.num_chunks, segment.num_chunks),
+        ):
+            if found != expected:
+                raise StorageError(f"KV file {file.path} has {name} {found}, the archive {expected}")
+        return tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
+
+
+def _sparse_error(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV]) -> str | None:
+    try:
+        _check_sparse(reader, segment, dense)
+    except (StorageError, StoreError) as exc:
+        return str(exc)
+    return None
+
+
+def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV]) -> None:
+    """Stored sparse KV must be what pooling the stored dense KV gives. Raises ``StorageError`` naming the chunk."""
+    from videoxl2.kv import sparsify
+
+    compression = reader.manifest.recipe.compression
+    rows = sorted(
+        rows_of(reader.store.chunks(segment_ids=[segment.segment_id])), key=lambda row: int(row["chunk_index"])
+    )
+    if [row["chunk_index"] for row in rows] != list(range(len(dense))):
+        raise StorageError(f"{len(rows)} rows of chunks for {len(dense)} chunks of KV")
+    parts = reader.store.read_sparse([row["chunk_id"] for row in rows])
+    for row, chunk in zip(rows, dense, strict=True):
+        name = f"chunk {row['chunk_id']}"
+        if row["chunk_id"] not in parts:
+            raise StorageError(f"{name}: its sparse KV is not there")
+        expected = sparsify(chunk, compression)
+        stored = stored_sparse_chunk(parts[row["chunk_id"]], row, compression)
+        if stored.groups != expected.groups or stored.kv_LSKMDh.shape != expected.kv_LSKMDh.shape:
+            raise StorageError(f"{name}: its sparse KV has other tokens than its dense KV")
+        difference = kv_difference([stored], [expected])
+        if not is_same_kv(difference, segment.dtype):
+            raise StorageError(
+                f"{name}: its sparse KV is not its dense KV pooled (a token is off by {difference.token_error:.3g})"
+            )
+
+
+def _report(reader: ArchiveReader, verdicts: Sequence[SegmentVerdict], num_total: int, seed: int) -> dict[str, Any]:
+    counts = {
+        status: sum(verdict.status == status for verdict in verdicts) for status in (VERIFIED, FAILED, NOT_VERIFIABLE)
+    }
+    report = {
+        "segments": [verdict.to_dict() for verdict in verdicts],
+        "ok": bool(verdicts) and all(verdict.ok for verdict in verdicts),
+        "counts": {**counts, "sampled": len(verdicts), "in_archive": num_total},
+    }
+    certificate = _write_certificate(reader, report, seed) if verdicts else None
+    return {**report, "certificate": certificate}
+
+
+def certificate_digest(certificate: dict[str, Any]) -> str:
+    """Digest of a certificate's content; its date is no part of it, so verifying again renews the same file."""
+    content = {name: value for name, value in certificate.items() if name != "date"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int) -> str | None:
+    """Its path relative to the archive; ``None`` where it cannot be written, since the result is worth more."""
+    import torch
+
+    certificate = {
+        "format": CERTIFICATE_FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": reader.manifest.recipe.fingerprint,
+        "model": reader.manifest.model,
+        "weights_digest": reader.manifest.recipe.weights_digest,
+        "device": str(reader.model.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "probe": {"question": PROBE_QUESTION, "tokens": PROBE_TOKENS},
+        "tolerance": TOKEN_TOLERANCE[reader.manifest.recipe.dtype],
+        "seed": seed,
+        **report,
+    }
+    relative = f"{CERTIFICATE_FOLDER}/{certificate_digest(certificate)}.json"
+    try:
+        with DurableFile(reader.folder / relative) as durable:
+            durable.file.write((json.dumps(certificate, indent=1, sort_keys=True) + "\n").encode())
+            durable.commit()
+    except OSError as exc:
+        logger.warning("the certificate cannot be written to %s: %s", reader.folder, exc.strerror or exc)
+        return None
+    return relative
+
+
+def _larger(left: float, right: float) -> float:
+    """The larger of two; NaN when one of them is, unlike ``max``."""
+    return right if math.isnan(right) or right > left else left
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
