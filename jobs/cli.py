@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-kv_app = typer.Typer(help="Stored KV: what it takes on disk, and whether it is right.", no_args_is_help=True)
+kv_app = typer.Typer(help="Stored KV: what it takes on disk, and whether it is right.")
 app.add_typer(kv_app, name="kv")
 
 # Options that every command has, written once. typer reads Optional, not X | None, for repeated options.
@@ -299,6 +299,9 @@ def kv_verify(
     ] = None,
     all_segments: Annotated[bool, typer.Option("--all", help="Every segment instead of a sample.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Which sample is drawn.")] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Demand equal bytes: same device and threads as when indexing.")
+    ] = False,
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -307,7 +310,8 @@ def kv_verify(
     from jobs.kv import run_verify
 
     with claimed_stdout(as_json) as out:
-        return run_verify(open_archive(archive, config), out, segments=segments, all_segments=all_segments, seed=seed)
+        opened = open_archive(archive, config)
+        return run_verify(opened, out, segments=segments, all_segments=all_segments, seed=seed, exact=exact)
 
 
 @kv_app.command("stats")

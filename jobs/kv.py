@@ -16,14 +16,16 @@ EXIT_NOT_VERIFIABLE = 3
 EXIT_NOTHING_INDEXED = 5
 
 
-def run_verify(archive: Archive, out: Output, *, segments: int | None, all_segments: bool, seed: int) -> int:
+def run_verify(
+    archive: Archive, out: Output, *, segments: int | None, all_segments: bool, seed: int, exact: bool
+) -> int:
     """Verdicts and certificate. 1 when a segment failed, 3 when one cannot be verified, 5 when there is none."""
 
     def observe(verdict: SegmentVerdict) -> None:
         if out.is_terminal:
             print(f"{verdict.segment_id}: {printable(verdict.status)}", file=sys.stderr)
 
-    report = archive.kv.verify(segments=segments, all_segments=all_segments, seed=seed, observe=observe)
+    report = archive.kv.verify(segments=segments, all_segments=all_segments, seed=seed, exact=exact, observe=observe)
     if out.as_json:
         out.document(report)
     else:

@@ -276,6 +276,7 @@ class ArchiveKV:
         segments: int | None = None,
         all_segments: bool = False,
         seed: int = 0,
+        exact: bool = False,
         observe: Callable[[SegmentVerdict], None] | None = None,
     ) -> dict[str, Any]:
         """Prefill segments again from their videos, compare with what is stored, write a certificate into the archive.
@@ -283,13 +284,20 @@ class ArchiveKV:
         ``segments`` are drawn by ``seed`` from those that can be asked (16 by default, at most as many as there are).
         The result has ``segments`` (one verdict each, ``status`` is ``verified``, ``failed`` or ``not verifiable``),
         ``counts``, ``ok`` (every one is verified) and ``certificate``, its path relative to the archive. ``observe``
-        gets each verdict as it is reached. Raises ``ModelMismatch`` where the archive's model is not here.
+        gets each verdict as it is reached. ``exact`` demands equal bytes: for the device and number of threads that
+        indexed; others add up in another order, and a small difference passes. Raises ``ModelMismatch`` where the
+        archive's model is not here.
         """
         from pipeline.kv_verify import DEFAULT_SEGMENTS, verify
 
         wanted = DEFAULT_SEGMENTS if segments is None else segments
         return verify(
-            self.archive._reader(), num_segments=wanted, all_segments=all_segments, seed=seed, observe=observe
+            self.archive._reader(),
+            num_segments=wanted,
+            all_segments=all_segments,
+            seed=seed,
+            exact=exact,
+            observe=observe,
         )
 
     @translated

@@ -110,12 +110,14 @@ def verify(
     num_segments: int = DEFAULT_SEGMENTS,
     all_segments: bool = False,
     seed: int = 0,
+    exact: bool = False,
     observe: Callable[[SegmentVerdict], None] | None = None,
 ) -> dict[str, Any]:
     """Compare a seeded sample of the visible segments with their videos, and write a certificate. See ``Archive.kv``.
 
     Raises ``ModelMismatch`` when the archive's model is not here, ``UsageError`` for a sample of none.
     """
+    tolerance = 0.0 if exact else TOKEN_TOLERANCE[reader.manifest.recipe.dtype]
     if num_segments < 1:
         raise UsageError(f"--segments {num_segments} must be at least 1")
     uris = {video.video_id: video.uri for video in reader.store.visible_videos()}
@@ -128,13 +130,15 @@ def verify(
     if segments:
         model = reader.model  # here, so that a model that is not there is no segment's fault
         for segment in segments:
-            verdicts.append(verify_segment(reader, model, segment, uris[segment.video_id]))
+            verdicts.append(verify_segment(reader, model, segment, uris[segment.video_id], tolerance))
             if observe is not None:
                 observe(verdicts[-1])
-    return _report(reader, verdicts, num_total, seed)
+    return _report(reader, verdicts, num_total, seed, tolerance)
 
 
-def verify_segment(reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, uri: str) -> SegmentVerdict:
+def verify_segment(
+    reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, uri: str, tolerance: float
+) -> SegmentVerdict:
     """One segment: what is stored is read and checked first, so that damage is found even where the video is gone."""
     from videoxl2.errors import ModelError
 
@@ -145,7 +149,7 @@ def verify_segment(reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, 
         if segment.kv_path is None:
             return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
         stored = _stored_dense(reader, segment, segment.kv_path)
-        sparse_error = _sparse_error(reader, segment, stored)
+        sparse_error = _sparse_error(reader, segment, stored, tolerance)
         try:
             made = prefill_segment(reader, segment.video_id, segment.segment_index)
         except EvidenceUnavailable as exc:
@@ -165,11 +169,11 @@ def verify_segment(reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, 
             top1_agreement=probe.top1_agreement,
             answer_agreement=probe.answer_agrees,
         )
-        if not is_same_kv(kv, segment.dtype):
+        if not is_same_kv(kv, tolerance):
             return replace(
                 verdict,
                 error=f"stored KV is not what the video gives: a token is off by {kv.token_error:.3g} of the usual "
-                f"length, {TOKEN_TOLERANCE[segment.dtype]:g} is allowed for {segment.dtype}",
+                f"length, {tolerance:g} is allowed",
             )
         if sparse_error is not None:
             return replace(verdict, error=sparse_error)
@@ -178,9 +182,9 @@ def verify_segment(reader: ArchiveReader, model: VideoXL2, segment: SegmentRow, 
         return replace(verdict, error=str(exc))
 
 
-def is_same_kv(difference: KVDifference, dtype: str) -> bool:
+def is_same_kv(difference: KVDifference, tolerance: float) -> bool:
     """Equal bytes, or a difference that another order of summation explains; never true for values that are NaN."""
-    return difference.is_bit_exact or difference.token_error <= TOKEN_TOLERANCE[dtype]
+    return difference.is_bit_exact or difference.token_error <= tolerance
 
 
 def kv_difference(stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> KVDifference:
@@ -264,15 +268,15 @@ def _stored_dense(reader: ArchiveReader, segment: SegmentRow, kv_path: str) -> t
         return tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
 
 
-def _sparse_error(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV]) -> str | None:
+def _sparse_error(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], tolerance: float) -> str | None:
     try:
-        _check_sparse(reader, segment, dense)
+        _check_sparse(reader, segment, dense, tolerance)
     except (StorageError, StoreError) as exc:
         return str(exc)
     return None
 
 
-def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV]) -> None:
+def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], tolerance: float) -> None:
     """Stored sparse KV must be what pooling the stored dense KV gives. Raises ``StorageError`` naming the chunk."""
     from videoxl2.kv import sparsify
 
@@ -292,13 +296,15 @@ def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[Ch
         if stored.groups != expected.groups or stored.kv_LSKMDh.shape != expected.kv_LSKMDh.shape:
             raise StorageError(f"{name}: its sparse KV has other tokens than its dense KV")
         difference = kv_difference([stored], [expected])
-        if not is_same_kv(difference, segment.dtype):
+        if not is_same_kv(difference, tolerance):
             raise StorageError(
                 f"{name}: its sparse KV is not its dense KV pooled (a token is off by {difference.token_error:.3g})"
             )
 
 
-def _report(reader: ArchiveReader, verdicts: Sequence[SegmentVerdict], num_total: int, seed: int) -> dict[str, Any]:
+def _report(
+    reader: ArchiveReader, verdicts: Sequence[SegmentVerdict], num_total: int, seed: int, tolerance: float
+) -> dict[str, Any]:
     counts = {
         status: sum(verdict.status == status for verdict in verdicts) for status in (VERIFIED, FAILED, NOT_VERIFIABLE)
     }
@@ -307,7 +313,7 @@ def _report(reader: ArchiveReader, verdicts: Sequence[SegmentVerdict], num_total
         "ok": bool(verdicts) and all(verdict.ok for verdict in verdicts),
         "counts": {**counts, "sampled": len(verdicts), "in_archive": num_total},
     }
-    certificate = _write_certificate(reader, report, seed) if verdicts else None
+    certificate = _write_certificate(reader, report, seed, tolerance) if verdicts else None
     return {**report, "certificate": certificate}
 
 
@@ -317,7 +323,7 @@ def certificate_digest(certificate: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int) -> str | None:
+def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int, tolerance: float) -> str | None:
     """Its path relative to the archive; ``None`` where it cannot be written, since the result is worth more."""
     import torch
 
@@ -331,7 +337,7 @@ def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int)
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "probe": {"question": PROBE_QUESTION, "tokens": PROBE_TOKENS},
-        "tolerance": TOKEN_TOLERANCE[reader.manifest.recipe.dtype],
+        "tolerance": tolerance,
         "seed": seed,
         **report,
     }

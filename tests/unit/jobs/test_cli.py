@@ -42,7 +42,7 @@ COMMANDS = {
     "parity": ["folder", "--json"],
     "bench": ["subject", "more", "--frames", "--model", "--device", "--mode", "--json"],
     "demo": ["folder", "--source", "--minutes"],
-    "kv verify": ["--segments", "--all", "--seed", *EVERY],
+    "kv verify": ["--segments", "--all", "--seed", "--exact", *EVERY],
     "kv stats": ["--price-per-gb-month", *EVERY],
 }
 
@@ -205,6 +205,7 @@ def test_an_interrupted_command_says_so(archive: Path, monkeypatch: pytest.Monke
         ["search", "car", "--limit", "many"],
         ["search", "car"],
         ["search", "car", "--archive", ""],
+        ["kv"],
         ["kv", "nothing-like-it"],
         ["kv", "stats", "--price-per-gb-month", "much"],
     ],

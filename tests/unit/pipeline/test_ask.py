@@ -17,6 +17,7 @@ from pipeline.ask import (
     _pieces,
     _reading_order,
     ask,
+    best_that_fit,
     header_text,
     sparse_tokens,
 )
@@ -121,3 +122,13 @@ def test_nothing_indexed_is_an_abstention_and_needs_no_model() -> None:
     assert answer.abstained is True
     assert (answer.answer, answer.citations, answer.coverage.videos) == ("", (), 0)
     assert answer.notices == ("a notice",)
+
+
+def test_a_segment_that_does_not_fit_gives_its_best_chunks_in_order() -> None:
+    rows = [
+        {"chunk_id": name, "num_tokens": 39, "num_groups": 1, "group_time_tokens": [3]} for name in ("a", "b", "c", "d")
+    ]
+    scores = {"a": 0.1, "b": 0.9, "c": 0.2, "d": 0.5}  # 3 + 36 // 4 = 12 tokens each as sparse KV
+    assert [row["chunk_id"] for row in best_that_fit(rows, scores, 4, 48)] == ["a", "b", "c", "d"]
+    assert [row["chunk_id"] for row in best_that_fit(rows, scores, 4, 35)] == ["b", "d"]
+    assert best_that_fit(rows, scores, 4, 11) == []

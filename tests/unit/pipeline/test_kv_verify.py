@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRow, kv_path, make_segment_id, make_video_id
 from indexers.testing import make_video
 from pipeline import kv_verify
@@ -62,10 +63,10 @@ def test_equal_bytes_are_bit_exact_and_half_the_size_of_one_token_is_not_average
 @pytest.mark.parametrize("dtype", TOKEN_TOLERANCE)
 def test_a_small_difference_is_the_same_kv_and_a_moved_token_is_not(dtype: str) -> None:
     noise = TOKEN_TOLERANCE[dtype] / 20
-    assert is_same_kv(kv_difference([changed(chunk(), 5, 1 + noise)], [chunk()]), dtype)
+    assert is_same_kv(kv_difference([changed(chunk(), 5, 1 + noise)], [chunk()]), TOKEN_TOLERANCE[dtype])
     moved = chunk().kv_LSKMDh.clone()
     moved[:, :, :, [5, 6]] = moved[:, :, :, [6, 5]].clone()
-    assert not is_same_kv(kv_difference([replace(chunk(), kv_LSKMDh=moved)], [chunk()]), dtype)
+    assert not is_same_kv(kv_difference([replace(chunk(), kv_LSKMDh=moved)], [chunk()]), TOKEN_TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -74,7 +75,7 @@ def test_a_value_that_is_nan_is_never_the_same(side: int) -> None:
     both[side] = [changed(chunk(), 5, math.nan)]
     difference = kv_difference(*both)
     assert math.isnan(difference.token_error) and math.isnan(difference.max_abs)
-    assert not is_same_kv(difference, "float32")
+    assert not is_same_kv(difference, 1e-3)
 
 
 def test_figures_that_are_not_finite_are_null_in_json() -> None:
@@ -116,7 +117,7 @@ def row(reader: ArchiveReader, **changes: Any) -> SegmentRow:
 
 
 def test_a_segment_without_dense_kv_is_not_verifiable(reader: ArchiveReader, model: VideoXL2) -> None:
-    verdict = verify_segment(reader, model, row(reader, kv_path=None), "file:///a.mp4")
+    verdict = verify_segment(reader, model, row(reader, kv_path=None), "file:///a.mp4", 1e-3)
     assert (verdict.status, verdict.ok, verdict.uri) == (NOT_VERIFIABLE, False, "file:///a.mp4")
 
 
@@ -132,21 +133,18 @@ def test_a_segment_without_dense_kv_is_not_verifiable(reader: ArchiveReader, mod
 def test_a_file_that_is_not_the_segments_fails(
     reader: ArchiveReader, model: VideoXL2, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
-    header = vars(kv_verify)["DenseKVReader"]
     # The rows of this archive are made up, and so is their fingerprint: take it for the archive's.
-    recipe = reader.manifest.recipe
-    with header(reader.folder / str(row(reader).kv_path)) as file:
-        fake = type("Recipe", (), {"fingerprint": file.header.fingerprint, "dtype": file.header.dtype})
-    monkeypatch.setattr(reader, "manifest", type("Manifest", (), {"recipe": fake}))
-    verdict = verify_segment(reader, model, row(reader, **changes), "u")
-    monkeypatch.undo()
-    assert reader.manifest.recipe is recipe
+    with DenseKVReader(reader.folder / str(row(reader).kv_path)) as file:
+        recipe = reader.manifest.recipe.model_copy(update={"dtype": file.header.dtype})
+        monkeypatch.setattr(type(recipe), "fingerprint", file.header.fingerprint)
+    monkeypatch.setattr(reader, "manifest", reader.manifest.model_copy(update={"recipe": recipe}))
+    verdict = verify_segment(reader, model, row(reader, **changes), "u", 1e-3)
     assert verdict.status == FAILED
     assert words in str(verdict.error)
 
 
 def test_a_file_of_another_fingerprint_fails(reader: ArchiveReader, model: VideoXL2) -> None:
-    verdict = verify_segment(reader, model, row(reader), "u")
+    verdict = verify_segment(reader, model, row(reader), "u", 1e-3)
     assert verdict.status == FAILED
     assert "fingerprint" in str(verdict.error)
 
