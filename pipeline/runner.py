@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SLICE_S = 5.0
 _FETCH_TIMEOUT_S = 60.0
+_RESTART_PAUSE_S = 0.2
 
 
 class Runner(Protocol):
@@ -141,16 +142,29 @@ class RayRunner:
         self._idle = actors
 
     def _await_ready(self, actors: list[Any]) -> None:
+        """Wait until every actor has loaded its model; one that dies meanwhile is started again by Ray.
+
+        Raises the worker's own error for a model that cannot be loaded, ``StageError`` when time runs out.
+        """
         import ray
 
-        try:
-            ray.get([actor.ready.remote() for actor in actors], timeout=self._settings.start_timeout_s)
-        except ray.exceptions.GetTimeoutError as exc:
-            raise StageError("start", f"actors were not ready within {self._settings.start_timeout_s:g} s") from exc
-        except ray.exceptions.RayTaskError as exc:
-            raise exc.cause if isinstance(exc.cause, Exception) else StageError("start", str(exc)) from exc
-        except ray.exceptions.RayActorError as exc:
-            raise StageError("start", f"an actor died while it loaded the model: {exc}") from exc
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        pending = [(actor, actor.ready.remote()) for actor in actors]
+        while pending:
+            actor, reference = pending.pop()
+            try:
+                ray.get(reference, timeout=max(deadline - time.monotonic(), 1.0))
+            except ray.exceptions.GetTimeoutError as exc:
+                raise StageError("start", f"a worker was not ready in {self._settings.start_timeout_s:g} s") from exc
+            except ray.exceptions.RayTaskError as exc:
+                raise exc.cause if isinstance(exc.cause, Exception) else StageError("start", str(exc)) from exc
+            except ray.exceptions.ActorDiedError as exc:
+                raise StageError("start", f"a worker cannot be started again: {exc}") from exc
+            except ray.exceptions.RayActorError as exc:
+                if time.monotonic() > deadline:
+                    raise StageError("start", f"a worker died while it loaded the model: {exc}") from exc
+                time.sleep(_RESTART_PAUSE_S)
+                pending.append((actor, actor.ready.remote()))
 
     def submit(self, task: VideoTask) -> None:
         self._queue.append(task)
@@ -203,21 +217,7 @@ class RayRunner:
 
     def _lost(self, actor: Any, task: VideoTask, cause: str) -> StageFailure:
         """Wait for Ray to restart the actor, then report the task that was lost with it."""
-        import ray
-
-        deadline = time.monotonic() + self._settings.start_timeout_s
-        while True:
-            try:
-                ray.get(actor.ready.remote(), timeout=max(deadline - time.monotonic(), 1.0))
-                break
-            except ray.exceptions.ActorDiedError as exc:
-                raise StageError("worker", f"an actor cannot be restarted: {exc}") from exc
-            except ray.exceptions.RayActorError:
-                if time.monotonic() > deadline:
-                    raise StageError("worker", "a lost actor did not come back in time") from None
-                time.sleep(0.2)
-            except ray.exceptions.GetTimeoutError:
-                raise StageError("worker", "a lost actor did not come back in time") from None
+        self._await_ready([actor])
         self._idle.append(actor)
         return StageFailure.from_error(task, "worker", WorkerLost(f"{cause} while it indexed {task.uri!r}"))
 

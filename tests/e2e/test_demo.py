@@ -12,6 +12,7 @@ from tests.vxl import call, spawn
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_demo(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     done = spawn("demo", folder, "--minutes", "0.6")

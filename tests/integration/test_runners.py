@@ -49,6 +49,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, footage: Path, one_thread: P
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_ray_gives_the_same_tables(tmp_path: Path, footage: Path, local: Path, one_thread: Path) -> None:
     archive = tmp_path / "ray"
     ray = ("--runner", "ray", "--workers", "2", "--config", one_thread)
@@ -63,6 +64,7 @@ def test_ray_gives_the_same_tables(tmp_path: Path, footage: Path, local: Path, o
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_a_killed_actor_costs_one_attempt(tmp_path: Path, footage: Path, local: Path, one_thread: Path) -> None:
     archive = tmp_path / "ray"
     process = start(
@@ -80,19 +82,26 @@ def test_a_killed_actor_costs_one_attempt(tmp_path: Path, footage: Path, local: 
     assert table_fingerprint(LanceStore.open(archive)) == table_fingerprint(LanceStore.open(local)), out
 
 
-def kill_actors(session: int) -> list[int]:
-    """SIGKILL every Ray worker that runs our stages; their process ids."""
-    killed = []
+def kill_actors(driver: int) -> list[int]:
+    """SIGKILL every Ray worker of this driver's cluster that runs our stages; their process ids."""
+    processes = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            name = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-        except OSError:
-            continue
-        if name.startswith(b"ray::_RayWorker"):
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed.append(int(entry.name))
+        if entry.name.isdigit():
+            try:
+                name = (entry / "cmdline").read_bytes()
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            processes[int(entry.name)] = (parent, name)
+
+    def descends(pid: int) -> bool:
+        while pid in processes and pid != driver:
+            pid = processes[pid][0]
+        return pid == driver
+
+    killed = [pid for pid, (_, name) in processes.items() if name.startswith(b"ray::_RayWorker") and descends(pid)]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
     return killed
 
 
@@ -126,6 +135,7 @@ class TestResources:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_an_impossible_request_is_refused_before_any_work(tmp_path: Path, footage: Path) -> None:
     done = spawn("ingest", footage, "--archive", tmp_path / "a", "--runner", "ray", "--workers", "64")
     assert done.code == 2
