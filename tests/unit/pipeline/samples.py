@@ -12,8 +12,7 @@ from indexers.store import LanceStore
 from indexers.testing import add_video, make_video
 from pipeline.config import IngestSettings
 from pipeline.recipe import Manifest, Recipe, make_recipe, write_manifest
-from videoxl2.checkpoint import read_checkpoint_info, read_config, resolve_checkpoint
-from videoxl2.text_tower import TextSpec
+from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
 
 START = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 
@@ -23,11 +22,6 @@ def tiny_recipe(**changes: Any) -> Recipe:
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
     recipe = make_recipe(info, IngestSettings(), "float32")
     return recipe.model_copy(update=changes)
-
-
-def tiny_embedding_dim() -> int:
-    folder = resolve_checkpoint("tiny") / "dual_encoder"
-    return TextSpec.from_config(read_config(folder)).embedding_width
 
 
 def make_archive(folder: Path, videos: Sequence[VideoRow] = (), num_segments: int = 1) -> Path:
