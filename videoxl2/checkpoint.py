@@ -105,9 +105,10 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
 
 
 def weights_notice(info: CheckpointInfo) -> str | None:
-    """One sentence for the user when the weights carry no meaning, else None."""
+    """One sentence for the user about weights without meaning, or about the limits their card names; None without."""
     if info.is_trained:
-        return None
+        limits = info.card.get("notice")
+        return None if limits is None else f"model {info.name!r}: {limits}"
     return f"model {info.name!r} has random weights: answers and text search carry no meaning yet"
 
 

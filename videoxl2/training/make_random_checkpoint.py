@@ -9,8 +9,6 @@ are those that keep activations of every layer near one, so that outputs are fin
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,55 +18,31 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 
-from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, TokenIds, VisionSpec, vision_spec_from_hf
+from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, TokenIds, VisionSpec
 from videoxl2.dual_encoder import DualEncoder
 from videoxl2.model import VideoXL2
 from videoxl2.text_tower import TextSpec
-from videoxl2.weights import DUAL_ENCODER_TABLE, save_weights, video_table
+from videoxl2.training.export import dual_config, write_checkpoint
+from videoxl2.training.paraphrases import all_paraphrase_words
+from videoxl2.training.vocabulary import training_sentences
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>")
-_VOCAB_SIZE = 640
+TIME_TOKENS = ("Time ", *(f".{digit}s:" for digit in range(10)))
+_VOCAB_SIZE = 900
 _ATTENTION_GAIN = 2.0
 """Random queries and keys are made larger, or attention would average everything and outputs would hardly differ."""
 
-_COLOURS = ("red", "blue", "green", "white", "black", "yellow", "grey", "orange")
-_THINGS = ("car", "van", "truck", "bus", "bicycle", "person", "man", "woman", "child", "dog", "bag", "box")
-_ACTIONS = (
-    "enters from the left",
-    "leaves to the right",
-    "stops at the gate",
-    "walks along the fence",
-    "runs across the yard",
-    "turns around and goes back",
-    "leaves a bag near the door",
-    "parks beside the wall",
-    "drives through the entrance",
-    "stands still for a while",
-    "carries a box",
-    "opens the door",
-)
-_QUESTIONS = (
-    "What happens at the gate after midnight?",
-    "How many people are there in the video?",
-    "When does the {colour} {thing} appear?",
-    "Which camera shows a {colour} {thing}?",
-    "Does anyone leave a bag behind?",
-    "What colour is the {thing}?",
-    "Describe what the {thing} does.",
-    "Is there anything unusual?",
-)
+_SENTENCES = 40_000
 
 
 def tiny_sentences() -> Iterator[str]:
-    """The text that the tokenizer's merges are learned from."""
-    for colour, thing, action in itertools.product(_COLOURS, _THINGS, _ACTIONS):
-        yield f"A {colour} {thing} {action}."
-    for question, colour, thing in itertools.product(_QUESTIONS, _COLOURS, _THINGS):
-        yield question.format(colour=colour, thing=thing)
-    for name in ("gate", "yard", "door", "parking", "entrance", "hall"):
-        yield f"Camera {name}, starting at 2026-03-01 08:00:00 UTC."
-        yield f"Nothing happens at the {name}. No one is there. Yes, at the {name}. Time 0.0s: Time 12.5s:"
-    yield from ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 50
+    """The text that the tokenizer's merges are learned from: all that is said about rendered footage, and prompts."""
+    yield from training_sentences(0, _SENTENCES)
+    for word in all_paraphrase_words():
+        yield from [f"a {word}", f"{word} in red"] * 60
+    for name in ("gate", "street", "shop", "parking", "corridor", "yard", "door", "entrance", "hall"):
+        yield from [f"\nCamera {name}, starts 2026-03-01 08:00:00 UTC:\n"] * 60
+    yield from ["system\nYou are a helpful assistant.", "user\n", "assistant\n", "A", "B", "C", "D"] * 200
 
 
 def build_tokenizer(vocab_size: int = _VOCAB_SIZE) -> tokenizers.Tokenizer:
@@ -86,6 +60,8 @@ def build_tokenizer(vocab_size: int = _VOCAB_SIZE) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(tiny_sentences(), trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    # A timestamp is then one token, its digits, and one more: timestamps are what long videos pay for most.
+    tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in TIME_TOKENS])
     return tokenizer
 
 
@@ -93,13 +69,13 @@ def tiny_spec(tokenizer: tokenizers.Tokenizer) -> ModelSpec:
     """The architecture of ``tiny``: 13 x 13 patches, a 12 x 12 grid, 36 visual tokens per frame group."""
     vocabulary = tokenizer.get_vocab()
     return ModelSpec(
-        vision=VisionSpec(width=64, mlp_width=256, num_layers=3, num_heads=4, image_size=208, patch_size=16),
-        dts=DTSSpec(channels=64, grid=12),
+        vision=VisionSpec(width=128, mlp_width=384, num_layers=6, num_heads=4, image_size=208, patch_size=16),
+        dts=DTSSpec(channels=128, grid=12),
         language=LanguageSpec(
             vocab_size=tokenizer.get_vocab_size(),
             width=128,
             mlp_width=384,
-            num_layers=4,
+            num_layers=6,
             num_heads=4,
             num_kv_heads=2,
             head_dim=32,
@@ -111,23 +87,23 @@ def tiny_spec(tokenizer: tokenizers.Tokenizer) -> ModelSpec:
     )
 
 
+def tiny_text_spec(tokenizer: tokenizers.Tokenizer) -> TextSpec:
+    """The text tower of ``tiny``'s dual encoder; its image tower has the shape of the model's own."""
+    return TextSpec(
+        vocab_size=tokenizer.get_vocab_size(),
+        width=128,
+        mlp_width=384,
+        num_layers=3,
+        num_heads=4,
+        num_positions=32,
+        embedding_width=128,
+        pad_id=tokenizer.get_vocab()["<|endoftext|>"],
+    )
+
+
 def tiny_dual_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     """``config.json`` of the dual encoder, in the published field names."""
-    shared = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
-    pad = tokenizer.token_to_id("<|endoftext|>")
-    return {
-        "model_type": "siglip",
-        "vision_config": {**shared, "image_size": 208, "patch_size": 16, "num_channels": 3, "layer_norm_eps": 1e-6},
-        "text_config": {
-            **shared,
-            "vocab_size": tokenizer.get_vocab_size(),
-            "max_position_embeddings": 64,
-            "projection_size": 64,
-            "pad_token_id": pad,
-            "eos_token_id": pad,
-            "layer_norm_eps": 1e-6,
-        },
-    }
+    return dual_config(tiny_spec(tokenizer).vision, tiny_text_spec(tokenizer))
 
 
 def initialise(module: nn.Module, seed: int) -> None:
@@ -152,35 +128,14 @@ def initialise(module: nn.Module, seed: int) -> None:
                 parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5, generator=generator)
 
 
-def write_checkpoint(
-    folder: Path, model: VideoXL2, dual: DualEncoder, tokenizer: tokenizers.Tokenizer, card: dict[str, Any]
-) -> None:
-    """Write a whole checkpoint folder in half precision. ``card`` needs ``name`` and ``weights``."""
-    dual_folder = folder / "dual_encoder"
-    dual_folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", model.spec.to_config())
-    _write_json(folder / "card.json", card)
-    _write_json(dual_folder / "config.json", tiny_dual_config(tokenizer))
-    for target in (folder, dual_folder):
-        tokenizer.save(str(target / "tokenizer.json"), pretty=False)
-    save_weights(model, folder / "model.safetensors", video_table(model.spec), dtype=torch.float16)
-    save_weights(dual, dual_folder / "model.safetensors", DUAL_ENCODER_TABLE, dtype=torch.float16)
-
-
 def make_random_checkpoint(folder: Path, seed: int) -> None:
     """Write ``tiny`` with random weights; the same seed gives the same bytes."""
     tokenizer = build_tokenizer()
-    config = tiny_dual_config(tokenizer)
     model = VideoXL2(tiny_spec(tokenizer))
-    vision = vision_spec_from_hf(config["vision_config"], num_layers=config["vision_config"]["num_hidden_layers"])
-    dual = DualEncoder(vision, TextSpec.from_config(config))
+    dual = DualEncoder(model.spec.vision, tiny_text_spec(tokenizer))
     initialise(model, seed)
     initialise(dual, seed + 1)
     write_checkpoint(folder, model, dual, tokenizer, {"name": "tiny", "weights": "random", "seed": seed})
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

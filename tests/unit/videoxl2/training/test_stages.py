@@ -1,0 +1,131 @@
+"""The run folder and the checkpoint: what is fixed by the first command, what is refused, what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+
+from tests.unit.videoxl2.test_config import PUBLISHED
+from videoxl2.checkpoint import resolve_checkpoint
+from videoxl2.config import ModelSpec, vision_spec_from_hf
+from videoxl2.dual_encoder import DualEncoder
+from videoxl2.errors import ModelError
+from videoxl2.model import VideoXL2
+from videoxl2.text_tower import TextSpec
+from videoxl2.training.errors import TrainingError
+from videoxl2.training.export import dual_config, model_card, write_checkpoint
+from videoxl2.training.initialise import initialise_for_training
+from videoxl2.training.stages import STAGES, Run, StageOptions, read_shape, run_stage
+
+
+@pytest.fixture
+def config(tmp_path: Path, small_spec: ModelSpec) -> Path:
+    """A configuration with a tokenizer beside it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(small_spec.to_config()))
+    shutil.copy(resolve_checkpoint("tiny") / "tokenizer.json", folder)
+    return folder / "config.json"
+
+
+@pytest.fixture
+def models(small_spec: ModelSpec, small_text: TextSpec) -> tuple[VideoXL2, DualEncoder]:
+    model, dual = VideoXL2(small_spec), DualEncoder(small_spec.vision, small_text)
+    initialise_for_training(model, 0)
+    initialise_for_training(dual, 1)
+    return model, dual
+
+
+def raw_tokenizer() -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(resolve_checkpoint("tiny") / "tokenizer.json"))
+
+
+def test_the_first_command_fixes_the_shape(tmp_path: Path, config: Path, small_spec: ModelSpec) -> None:
+    run = Run.open(tmp_path / "run", StageOptions(config=config))
+    assert run.spec == small_spec
+    assert (run.text.width, run.text.vocab_size) == (32, run.tokenizer.vocab_size)
+    assert Run.open(tmp_path / "run", StageOptions()).spec == small_spec  # later commands need not repeat it
+    assert Run.open(tmp_path / "run", StageOptions(config=config)).spec == small_spec
+    config.write_text(json.dumps({**small_spec.to_config(), "num_hidden_layers": 3}))
+    with pytest.raises(TrainingError, match="begun with another configuration"):
+        Run.open(tmp_path / "run", StageOptions(config=config))
+
+
+def test_the_published_configuration_is_taken_with_the_ids_of_the_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PUBLISHED))
+    raw = raw_tokenizer()
+    spec = read_shape(path, raw)
+    assert dataclasses.replace(spec, tokens=ModelSpec.from_config(PUBLISHED).tokens) == ModelSpec.from_config(PUBLISHED)
+    assert spec.tokens.visual_placeholder == raw.token_to_id("<|vision_pad|>")
+    assert set(spec.tokens.eos) == {raw.token_to_id("<|im_end|>"), raw.token_to_id("<|endoftext|>")}
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(config: Path, small_spec: ModelSpec) -> None:
+    config.write_text(json.dumps({**small_spec.to_config(), "vocab_size": 100}))
+    with pytest.raises(TrainingError, match=r"the model 100; put the model's tokenizer\.json beside"):
+        read_shape(config, raw_tokenizer())
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "footage"])
+def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path, config: Path, stage: str) -> None:
+    options = StageOptions(device="cpu", config=config)
+    with pytest.raises(TrainingError, match=r"stage footage|vxl train --stage \w+ first"):
+        run_stage(stage, tmp_path / "run", options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "said"),
+    [
+        ("fly", {}, "no stage 'fly'"),
+        ("export", {"steps": 3}, "takes no --steps"),
+        ("features", {"minutes": 3.0}, "takes no --minutes"),
+        ("search", {"clips": 3}, "takes no --clips"),
+        ("pretraining", {"unfreeze": ("vision",)}, "takes no --unfreeze"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path: Path, stage: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TrainingError, match=said):
+        run_stage(stage, tmp_path / "run", StageOptions(**options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_of_the_dual_encoder_follows_its_towers(small_spec: ModelSpec, small_text: TextSpec) -> None:
+    written = dual_config(small_spec.vision, small_text)
+    tower = written["vision_config"]
+    assert vision_spec_from_hf(tower, num_layers=tower["num_hidden_layers"]) == small_spec.vision
+    assert TextSpec.from_config(written) == small_text
+
+
+def test_a_checkpoint_gives_back_its_weights_in_half_precision(
+    tmp_path: Path, models: tuple[VideoXL2, DualEncoder]
+) -> None:
+    model, dual = models
+    card = model_card("small", model, dual, {"train": 3}, [{"stage": "search", "steps": 2, "device": None}])
+    write_checkpoint(tmp_path / "out", model, dual, raw_tokenizer(), card)
+    loaded = VideoXL2.from_pretrained(str(tmp_path / "out"), device="cpu")
+    assert loaded.info.is_trained and loaded.info.name == "small"
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name).detach().half().float()), name
+    assert loaded.info.card["parameters"]["language"] == sum(p.numel() for p in model.language.parameters())
+    assert loaded.info.card["training"][0]["device"] is None
+
+
+def test_a_weight_beyond_half_precision_is_refused_before_anything_is_written(
+    tmp_path: Path, models: tuple[VideoXL2, DualEncoder]
+) -> None:
+    model, dual = models
+    with torch.no_grad():
+        dual.text.head.weight[0, 0] = 1e6
+    with pytest.raises(ModelError, match=r"text\.head\.weight of the dual encoder"):
+        write_checkpoint(tmp_path / "out", model, dual, raw_tokenizer(), {"name": "x", "weights": "trained"})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,186 @@
+"""What the stages are taught: labels of cells and groups, labels of (text, group) pairs, other words for the same."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from videoxl2.training.claims import PALETTES, Claim
+from videoxl2.training.facts import EventFact, Facts, ObjectFact
+from videoxl2.training.paraphrases import all_paraphrase_words, paraphrase
+from videoxl2.training.perception import (
+    FRAME_SIZES,
+    SET_SIZE,
+    anchor_cells,
+    set_loss,
+    set_scores,
+    targets_of,
+)
+from videoxl2.training.queries import query_text
+from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS
+from videoxl2.training.scene import COLOURS
+from videoxl2.training.search_targets import batch_claims, pair_labels, vary
+
+KIND, COLOUR, TROUSERS, MOTION = (sum(FRAME_SIZES[:i]) for i in range(4))
+KIND_COLOUR = sum(FRAME_SIZES)
+STANDING = SET_SIZE - len(CELL_KINDS)
+
+
+def table(action: str) -> np.ndarray:
+    """Background, a person in red and blue who does ``action`` to the left, and a white car that stands."""
+    person = (
+        CELL_KINDS.index("person"),
+        CELL_COLOURS.index("red"),
+        CELL_COLOURS.index("blue"),
+        CELL_MOTIONS.index("left"),
+        CELL_ACTIONS.index(action),
+    )
+    car = (CELL_KINDS.index("car"), CELL_COLOURS.index("white"), 0, CELL_MOTIONS.index("still"), 0)
+    return np.array([(0, 0, 0, 0, 0), person, car], np.uint8).T
+
+
+@pytest.fixture
+def targets() -> tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One group on a 4 x 4 grid: the person comes in at frame 1 and runs at frame 3, the car fills a corner."""
+    owners = np.zeros((4, 4, 4), np.uint8)
+    owners[:, 2:, 2:] = 2
+    owners[1:3, 0, 1] = 1
+    owners[3, 0, 0] = 1
+    found = targets_of(owners, [table("walk")] * 3 + [table("run")], stride=2)
+    return owners, found.frame_F5YX, found.cell_GHYX, found.token_GHyx
+
+
+def test_frames_are_labelled_by_who_owns_a_cell(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    owners, frame_F5YX = targets[0], targets[1]
+    person, car = table("walk")[:, 1], table("walk")[:, 2]
+    assert frame_F5YX[1, :, 0, 1].tolist() == person.tolist()
+    assert frame_F5YX[0, :, 3, 3].tolist() == car.tolist()
+    assert frame_F5YX[3, 4, 0, 0] == CELL_ACTIONS.index("run")
+    assert not frame_F5YX.permute(0, 2, 3, 1)[torch.from_numpy(owners == 0)].any()
+
+
+def test_groups_hold_the_set_of_all_that_was_in_a_cell(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    cell = targets[2][0]
+    person, red, white = CELL_KINDS.index("person"), CELL_COLOURS.index("red"), CELL_COLOURS.index("white")
+    car, pairs = CELL_KINDS.index("car"), len(CELL_COLOURS)
+    assert cell[KIND + person, 0, 1] and cell[COLOUR + red, 0, 1] and cell[MOTION + CELL_MOTIONS.index("left"), 0, 1]
+    assert cell[KIND_COLOUR + person * pairs + red, 0, 1]
+    assert not cell[KIND_COLOUR + person * pairs + white].any() and not cell[KIND_COLOUR + car * pairs + red].any()
+    assert cell[KIND_COLOUR + car * pairs + white].sum() == 4
+    assert not cell[:, 1].any()  # a row where nobody ever was
+
+
+def test_only_those_of_the_first_frame_stand_and_at_their_foot(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    standing = targets[2][0, STANDING:]
+    assert standing.sum() == 1
+    assert standing[CELL_KINDS.index("car"), 3].sum() == 1  # the lowest row of the car, once
+
+
+def test_tokens_hold_what_their_cells_hold(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    cell_GHYX, token_GHyx = targets[2], targets[3]
+    assert token_GHyx.shape == (1, SET_SIZE, 2, 2)
+    for y in range(2):
+        for x in range(2):
+            union = cell_GHYX[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten(1).any(dim=1)
+            assert torch.equal(token_GHyx[0, :, y, x].bool(), union)
+
+
+def test_anchors() -> None:
+    owners = np.array([[0, 1, 1], [1, 1, 1], [3, 0, 0]], np.uint8)
+    assert anchor_cells(owners, 3) == [(1, 1, 1), (3, 2, 0)]
+
+
+def test_groups_of_clips_with_different_numbers_of_actors() -> None:
+    owners = np.zeros((8, 2, 2), np.uint8)
+    owners[4:, 0, 0] = 2
+    alone = table("walk")[:, :2]
+    found = targets_of(owners, [alone] * 4 + [table("walk")] * 4, stride=2)
+    assert not found.cell_GHYX[0].any()
+    assert found.cell_GHYX[1, KIND + CELL_KINDS.index("car"), 0, 0]
+
+
+def test_a_right_reading_scores_one_and_costs_little(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    sets = targets[3]
+    right = (sets * 2 - 1) * 9
+    scores = set_scores(right, sets)
+    assert {name for name, value in scores.items() if value == 1.0} >= {"kind", "colour", "kind+colour", "standing"}
+    assert max(set_scores(-right, sets).values()) == 0.0
+    assert float(set_loss(right, sets)) < 0.1 < 100 < float(set_loss(-right, sets))
+
+
+def person(object_id: str, shirt: str, *visible: tuple[float, float]) -> ObjectFact:
+    return ObjectFact(object_id, "person", {"shirt": shirt, "trousers": "blue"}, visible, (), True)
+
+
+def test_pairs_are_true_false_or_not_certain() -> None:
+    facts = Facts(
+        "street",
+        0.0,
+        20.0,
+        objects=(person("a", "red", (0.0, 4.5)), person("b", "green", (0.0, 20.0))),
+        events=(EventFact("event-1", "run", "a", None, 1.0, 3.0, False),),
+        doubtful_objects=(person("c", "red", (12.0, 13.0)),),
+        doubtful_events=(EventFact("event-2", "run", "b", None, 16.0, 16.4, False),),
+    )
+    spans = [[(4.0 * i, 4.0 * i + 4.0) for i in range(5)]]
+    claims = [Claim("person", "red"), Claim("person", "red", action="run"), Claim("person", "green", action="run")]
+    labels = pair_labels([*claims, Claim("car")], [facts], spans)
+    assert labels.tolist() == [
+        [1, -1, 0, -1, 0],  # half a second is too short, and somebody too small may be in red
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, -1],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+def test_pairs_of_several_clips_stand_side_by_side() -> None:
+    empty = Facts("gate", 0.0, 8.0, (), ())
+    full = Facts("gate", 0.0, 8.0, (person("a", "red", (0.0, 8.0)),), ())
+    spans = [(0.0, 4.0), (4.0, 8.0)]
+    assert pair_labels([Claim("person", "red")], [empty, full], [spans, spans]).tolist() == [[0, 0, 1, 1]]
+
+
+def test_half_of_the_claims_hold_and_none_comes_twice_as_true() -> None:
+    facts = Facts("gate", 0.0, 8.0, (person("a", "red", (0.0, 8.0)), person("b", "green", (0.0, 8.0))), ())
+    claims = batch_claims([facts], 12, np.random.default_rng(2))
+    true = [claim for claim in claims if claim.is_true(facts)]
+    assert len(claims) == 12 and 2 <= len(true) <= 7
+    assert len(batch_claims([Facts("gate", 0.0, 8.0, (), ())], 6, np.random.default_rng(2))) == 6
+
+
+def test_a_varied_claim_has_the_words_of_its_kind() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        claim = vary(Claim("person", "red", "blue", "run"), rng)
+        assert claim.kind == "person" and claim.colour in PALETTES["person"]
+        changed = (claim.colour != "red") + (claim.trousers != "blue") + (claim.action != "run")
+        assert changed <= 1
+
+
+def colours_in(text: str) -> list[str]:
+    return re.findall(rf"\b(?:{'|'.join(COLOURS)})\b", text.replace("gray", "grey"))
+
+
+def test_a_paraphrase_keeps_every_colour() -> None:
+    rng = np.random.default_rng(0)
+    claims = [Claim(kind, colour) for kind, palette in PALETTES.items() for colour in palette]
+    claims += [Claim("person", shirt, "grey") for shirt in PALETTES["person"]]
+    claims += [Claim("person", "red", "blue", action) for action in ("run", "fall", "drop", "loiter", "meet")]
+    changed = 0
+    for claim in claims:
+        text = query_text(claim)
+        for _ in range(30):
+            other = paraphrase(text, rng)
+            assert colours_in(other) == colours_in(text), (text, other)
+            assert "{" not in other and "  " not in other
+            changed += other != text
+    assert changed > 10 * len(claims)
+
+
+def test_words_of_paraphrases_are_listed() -> None:
+    words = all_paraphrase_words()
+    assert {"suitcase", "sprinting", "show me", "wearing"} <= set(words)
+    assert list(words) == sorted(set(words))

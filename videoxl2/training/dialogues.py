@@ -1,0 +1,137 @@
+"""Training samples of the language stages: a stretch of footage as cached visual tokens, and questions about it.
+
+Owns how stretches are put together. A stretch is one window of a clip or several windows of different clips one after
+another, as if a camera had been switched; facts are joined, so that every question is asked about the whole. Long
+contexts are made this way from short clips, each time anew.
+
+Shapes: G frame groups, P visual tokens per group, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoxl2.training.facts import EventFact, Facts, ObjectFact
+from videoxl2.training.questions import QA, questions_of
+from videoxl2.training.recordings import Recording
+from videoxl2.training.scene import Scene
+
+GROUP_S = 4.0
+_LONG = ("describe", "events")
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A recorded clip with its visual tokens: group g holds frames [first + 4 g, first + 4 g + 4)."""
+
+    recording: Recording
+    scene: Scene
+    first_frame: int
+    visual_GPD: NDArray[np.float16]
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.visual_GPD)
+
+    def facts(self, first_group: int, end_group: int, offset_s: float) -> Facts:
+        """What is true of groups [first, end), whose first moment becomes ``offset_s``."""
+        frames = (self.first_frame + 4 * first_group, self.first_frame + 4 * end_group)
+        return self.recording.facts(self.scene, *frames, offset_s)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a stretch: groups [first, end) of clip number ``clip`` of those it was made from."""
+
+    clip: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Visual tokens [G, P, D] of a stretch, the time of each group, what is true of it, and where it was cut from."""
+
+    visual_GPD: NDArray[np.float16]
+    times_s: tuple[float, ...]
+    facts: Facts
+    cuts: tuple[Cut, ...] = ()
+
+
+@dataclass(frozen=True)
+class StretchSettings:
+    """How long stretches are (in groups) and how they are cut."""
+
+    groups: tuple[int, ...]
+    longest_window: int = 14
+    late_start: float = 0.5
+    gap: float = 0.15
+
+
+def random_stretch(clips: Sequence[CachedClip], settings: StretchSettings, rng: np.random.Generator) -> Stretch:
+    """A stretch of one of the lengths of ``settings``."""
+    wanted = int(settings.groups[int(rng.integers(len(settings.groups)))])
+    offset_s = GROUP_S * int(rng.integers(1, 900)) if rng.random() < settings.late_start else 0.0
+    visual: list[NDArray[np.float16]] = []
+    times: list[float] = []
+    parts: list[Facts] = []
+    cuts: list[Cut] = []
+    while len(times) < wanted:
+        number = int(rng.integers(len(clips)))
+        clip = clips[number]
+        length = min(wanted - len(times), int(rng.integers(2, settings.longest_window + 1)), clip.num_groups)
+        first = int(rng.integers(clip.num_groups - length + 1))
+        start_s = times[-1] + GROUP_S if times else offset_s
+        if times and rng.random() < settings.gap:
+            start_s += 24.0 * int(rng.integers(1, 6))
+        cuts.append(Cut(number, first, first + length))
+        visual.append(clip.visual_GPD[first : first + length])
+        parts.append(clip.facts(first, first + length, start_s))
+        times += [start_s + GROUP_S * group for group in range(length)]
+    return Stretch(np.concatenate(visual), tuple(times), join_facts(parts), tuple(cuts))
+
+
+def join_facts(parts: Sequence[Facts]) -> Facts:
+    """Facts of stretches that follow each other; objects of different parts are different objects."""
+    if len(parts) == 1:
+        return parts[0]
+    objects: list[ObjectFact] = []
+    faint: list[ObjectFact] = []
+    events: list[EventFact] = []
+    unsure: list[EventFact] = []
+    for number, part in enumerate(parts):
+        tag = f"{number}/"
+        objects += [replace(item, object_id=tag + item.object_id) for item in part.objects]
+        faint += [replace(item, object_id=tag + item.object_id) for item in part.doubtful_objects]
+        for source, target in ((part.events, events), (part.doubtful_events, unsure)):
+            target += [
+                replace(
+                    event,
+                    event_id=f"event-{number}-{event.event_id.removeprefix('event-')}",
+                    object_id=tag + event.object_id,
+                    target_id=None if event.target_id is None else tag + event.target_id,
+                )
+                for event in source
+            ]
+    order = sorted(events, key=lambda event: (event.start_s, event.event_id))
+    return Facts(
+        parts[0].camera_kind,
+        parts[0].start_s,
+        parts[-1].end_s,
+        tuple(objects),
+        tuple(order),
+        tuple(faint),
+        tuple(unsure),
+    )
+
+
+def questions_about(stretch: Stretch, seed: int, per_kind: int, most: int, long_answers: float = 0.3) -> list[QA]:
+    """Up to ``most`` questions of all kinds; those with long answers, which cost most, in ``long_answers`` of cases."""
+    rng = np.random.default_rng([seed, 43])
+    asked = questions_of(stretch.facts, seed, "train", per_kind)
+    kept = [item for item in asked if item.kind not in _LONG or rng.random() < long_answers / per_kind]
+    return [kept[i] for i in rng.permutation(len(kept))[:most].tolist()]

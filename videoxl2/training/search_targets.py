@@ -1,0 +1,80 @@
+"""What the dual encoder is trained on: texts, and which frame groups each describes.
+
+Owns the choice of texts for a batch of clips and the exact labels of every (text, group) pair: 1 true, 0 false, -1 not
+certain (too small, too short, cut off). Because labels are known, no pair in a batch is a false negative.
+
+Shapes: B texts, G frame groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoxl2.training.claims import PALETTES, PERSON_ACTIONS, Claim
+from videoxl2.training.facts import Facts, Interval
+from videoxl2.training.queries import claims_in, query_text
+
+_MIN_OVERLAP_S = 0.9
+
+
+def batch_claims(facts: Sequence[Facts], num: int, rng: np.random.Generator) -> list[Claim]:
+    """``num`` claims: half hold somewhere in the clips, half differ from such a one in a word."""
+    true = sorted({claim for one in facts for claim in claims_in(one)}, key=repr)
+    chosen = [true[i] for i in rng.permutation(len(true))[: num // 2].tolist()]
+    known = set(true)
+    while len(chosen) < num:
+        changed = vary(true[int(rng.integers(len(true)))], rng) if true else Claim("person", "red")
+        if changed not in known or rng.random() < 0.05:
+            known.add(changed)
+            chosen.append(changed)
+    return chosen
+
+
+def vary(claim: Claim, rng: np.random.Generator) -> Claim:
+    """The claim with another colour, other trousers, another action or another kind."""
+    ways: list[Claim] = []
+    palette = PALETTES.get(claim.kind, ())
+    if claim.colour is not None:
+        ways.append(replace(claim, colour=palette[int(rng.integers(len(palette)))]))
+    if claim.trousers is not None:
+        others = ("blue", "black", "grey", "brown", "white", "green")
+        ways.append(replace(claim, trousers=others[int(rng.integers(len(others)))]))
+    if claim.action is not None and claim.kind == "person":
+        ways.append(replace(claim, action=PERSON_ACTIONS[int(rng.integers(len(PERSON_ACTIONS)))]))
+    if claim.trousers is None and claim.action is None:
+        kind = tuple(PALETTES)[int(rng.integers(len(PALETTES)))]
+        colours = PALETTES[kind]
+        ways.append(Claim(kind, None if claim.colour is None else colours[int(rng.integers(len(colours)))]))
+    if not ways:
+        ways.append(Claim("person", action=PERSON_ACTIONS[int(rng.integers(len(PERSON_ACTIONS)))]))
+    return ways[int(rng.integers(len(ways)))]
+
+
+def pair_labels(
+    claims: Sequence[Claim], facts: Sequence[Facts], spans: Sequence[Sequence[Interval]]
+) -> NDArray[np.int8]:
+    """Labels [B, G] of each claim against every group; ``spans[i]`` are clip i's groups, timed like ``facts[i]``."""
+    rows: list[list[int]] = []
+    for claim in claims:
+        row: list[int] = []
+        for one, groups in zip(facts, spans, strict=True):
+            sure, unsure = claim.intervals(one), claim.doubtful_intervals(one)
+            for span in groups:
+                seen = max((_overlap(span, interval) for interval in sure), default=0.0)
+                maybe = any(_overlap(span, interval) > 0 for interval in unsure)
+                row.append(1 if seen >= _MIN_OVERLAP_S else -1 if maybe or seen > 0 else 0)
+        rows.append(row)
+    return np.asarray(rows, np.int8)
+
+
+def texts_of(claims: Sequence[Claim]) -> list[str]:
+    """The plain query of each claim."""
+    return [query_text(claim) for claim in claims]
+
+
+def _overlap(a: Interval, b: Interval) -> float:
+    return min(a[1], b[1]) - max(a[0], b[0])

@@ -1,0 +1,297 @@
+"""Stages 3 and 4: the decoder learns to answer from visual tokens, as it will be asked: from KV it cannot change.
+
+One sample is one stretch of footage with several questions. The video's tokens run under the mask of chunked prefill;
+each question's tokens then see the video's keys and values (at new positions, some chunks pooled to sparse KV in stage
+4) and themselves, never another question. That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in
+one differentiable pass.
+
+Shapes: M tokens of prefix and video, C entries of the assembled cache, T tokens of all questions, K KV heads, N query
+heads, D width, Dh head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from videoxl2.attention import BiasReuse, attend
+from videoxl2.config import PrefillSettings
+from videoxl2.language import QwenDecoder
+from videoxl2.layout import TokenLayout, plan_chunks
+from videoxl2.prefill import visibility_mask
+from videoxl2.rotary import RotaryTable
+from videoxl2.tokenizer import Tokenizer
+from videoxl2.training.dialogues import CachedClip, Stretch, StretchSettings, questions_about, random_stretch
+from videoxl2.training.questions import QA
+from videoxl2.training.trainer import TrainSettings, fit
+
+_CHUNK_GROUPS, _COMPRESSION = 6, 4
+_CHECK_SEED = 999
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """What samples look like. ``pooled`` is the share of samples in which some chunks are sparse."""
+
+    groups: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    samples: int = 6
+    questions: int = 14
+    per_kind: int = 2
+    pooled: float = 0.0
+    skip: float = 0.5
+    max_skip: int = 6000
+    long_answer_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
+    weighs it. ``owner_T`` is the question that a token belongs to.
+
+    ``prefill_position_M`` are the video's positions while it is prefilled; ``pool_CM`` makes the cache from its tokens
+    (rows of ones and of quarters); ``cache_position_C`` and ``position_T`` are positions while questions are asked.
+    """
+
+    layout: TokenLayout
+    visual_GPD: Tensor
+    mask_MM: Tensor
+    prefill_position_M: Tensor
+    pool_CM: Tensor | None
+    cache_position_C: Tensor
+    token_T: Tensor
+    position_T: Tensor
+    owner_T: Tensor
+    target_T: Tensor
+    weight_T: Tensor
+    kinds: tuple[str, ...] = field(default=())
+
+
+def make_dialogue(
+    tokenizer: Tokenizer,
+    stretch: Stretch,
+    questions: Sequence[QA],
+    settings: LanguageSettings,
+    rng: np.random.Generator,
+) -> Dialogue:
+    """Tokens, masks and positions of a sample."""
+    prefix = tokenizer.prefix_ids()
+    P = stretch.visual_GPD.shape[1]
+    layout = TokenLayout.build(prefix, [tokenizer.timestamp_ids(t) for t in stretch.times_s], P)
+    M = layout.length
+    gaps = np.zeros(M, np.int64)
+    if rng.random() < settings.skip:
+        # Far positions without far tokens: jumps between groups stand for footage that is not there.
+        total = int(rng.integers(0, settings.max_skip))
+        starts = [span.start for span in layout.spans]
+        for cut in rng.choice(starts, int(rng.integers(1, 4))):
+            gaps[cut:] += int(rng.integers(0, total // 3 + 1))
+    positions_M = np.arange(M) + gaps
+    pool_CM, kept = _pooling(layout, rng) if rng.random() < settings.pooled else (None, np.arange(M))
+    cache_positions = np.arange(len(kept)) + (gaps[kept] if rng.random() < 0.5 else 0)
+    next_position = int(cache_positions[-1]) + 1
+    tokens: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    end = tokenizer.eos_ids
+    stop = tokenizer.token_id("<|im_end|>")
+    assert stop in end
+    for owner, item in enumerate(questions):
+        suffix = tokenizer.prompt_parts(item.question)[1]
+        answer = [*tokenizer.encode(item.answer), stop]
+        ids = [*suffix, *answer[:-1]]
+        is_long = item.kind in ("describe", "events")
+        share = (settings.long_answer_weight if is_long else 1.0) / len(answer)
+        tokens += ids
+        positions += range(next_position, next_position + len(ids))
+        owners += [owner] * len(ids)
+        targets += [-100] * (len(suffix) - 1) + answer
+        weights += [0.0] * (len(suffix) - 1) + [share] * len(answer)
+    return Dialogue(
+        layout,
+        torch.from_numpy(np.ascontiguousarray(stretch.visual_GPD)).float(),
+        visibility_mask(layout, 0, PrefillSettings()),
+        torch.from_numpy(positions_M),
+        pool_CM,
+        torch.from_numpy(cache_positions),
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        torch.tensor(owners),
+        torch.tensor(targets),
+        torch.tensor(weights) / max(1, len(questions)),
+        tuple(item.kind for item in questions),
+    )
+
+
+def _pooling(layout: TokenLayout, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+    """The matrix from tokens to cache entries for random levels, and for each entry the token it begins at."""
+    chunks = plan_chunks(layout.num_groups, _CHUNK_GROUPS)
+    share = rng.uniform(0.2, 1.0)
+    is_dense = [rng.random() < share or number in (0, len(chunks) - 1) for number in range(len(chunks))]
+    if rng.random() < 0.15:
+        is_dense = [False] * len(chunks)
+    runs: list[tuple[int, int]] = [(i, 1) for i in range(layout.visual_start)]
+    for (first, end), dense in zip(chunks, is_dense, strict=True):
+        for span in layout.spans[first:end]:
+            runs += [(i, 1) for i in range(span.start, span.time_end)]
+            step = 1 if dense else _COMPRESSION
+            runs += [(i, step) for i in range(span.time_end, span.end - step + 1, step)]
+    matrix = torch.zeros(len(runs), layout.length)
+    for row, (start, length) in enumerate(runs):
+        matrix[row, start : start + length] = 1.0 / length
+    return matrix, np.array([start for start, _ in runs])
+
+
+class DialogueAttention:
+    """The attention of one sample: rows [0, M) are the video, rows [M, M + T) all questions."""
+
+    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue) -> None:
+        spec, device = decoder.spec, decoder.device
+
+        def table(positions: Tensor) -> RotaryTable:
+            return RotaryTable(positions.to(device), spec.head_dim, spec.rope_theta, decoder.dtype)
+
+        self._num_video = dialogue.layout.length
+        self._prefill = table(dialogue.prefill_position_M)
+        self._cache = table(dialogue.cache_position_C)
+        self._asked = table(dialogue.position_T)
+        self._pool_CM = None if dialogue.pool_CM is None else dialogue.pool_CM.to(device)
+        self._mask_MM = dialogue.mask_MM.to(device)
+        owner_T = dialogue.owner_T.to(device)
+        T, C = len(owner_T), len(dialogue.cache_position_C)
+        own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
+        self._mask_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
+        self._video_bias, self._asked_bias = BiasReuse(), BiasReuse()
+
+    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
+        M = self._num_video
+        keys, values = k_BKTDh[:, :, :M], v_BKTDh[:, :, :M]
+        self._video = (self._prefill.rotate(keys), values)
+        if self._pool_CM is not None:
+            pool_CM = self._pool_CM.to(keys.dtype)
+            keys, values = pool_CM @ keys, pool_CM @ values
+        self._seen = (
+            torch.cat((self._cache.rotate(keys), self._asked.rotate(k_BKTDh[:, :, M:])), dim=2),
+            torch.cat((values, v_BKTDh[:, :, M:]), dim=2),
+        )
+
+    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        M = self._num_video
+        video = attend(
+            self._prefill.rotate(q_BNTDh[:, :, :M]), *self._video, mask_TM=self._mask_MM, reuse=self._video_bias
+        )
+        asked = attend(
+            self._asked.rotate(q_BNTDh[:, :, M:]), *self._seen, mask_TM=self._mask_TX, reuse=self._asked_bias
+        )
+        return torch.cat((video, asked), dim=2)
+
+
+def dialogue_logits(decoder: QwenDecoder, dialogue: Dialogue) -> Tensor:
+    """Logits [A, V] of the positions whose next token is part of an answer."""
+    layout, device = dialogue.layout, decoder.device
+    video = [decoder.embed(layout.prefix_ids)]
+    visual_GPD = dialogue.visual_GPD.to(device)
+    for ids, tokens_PD in zip(layout.time_ids, visual_GPD, strict=True):
+        video += [decoder.embed(ids), tokens_PD.to(decoder.dtype)]
+    embeds_XD = torch.cat((*video, decoder.embed(dialogue.token_T)))
+    hidden_BXD = decoder.run(embeds_XD[None], DialogueAttention(decoder, dialogue))
+    # Indices from the CPU's copy: a mask on the device would make the shape depend on values that lie there.
+    answers_A = torch.nonzero(dialogue.target_T >= 0)[:, 0].to(device)
+    return decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A))
+
+
+def dialogue_loss(decoder: QwenDecoder, dialogue: Dialogue) -> Tensor:
+    """Cross-entropy of the answers, each question alike."""
+    is_answer = dialogue.target_T >= 0
+    logits_AV = dialogue_logits(decoder, dialogue).float()
+    targets = dialogue.target_T[is_answer].to(logits_AV.device)
+    losses_A = functional.cross_entropy(logits_AV, targets, reduction="none")
+    return (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()
+
+
+class DialogueFeed:
+    """Samples of the steps to come, made in a thread while the decoder works."""
+
+    def __init__(
+        self, clips: Sequence[CachedClip], tokenizer: Tokenizer, settings: LanguageSettings, seed: int, ahead: int = 3
+    ) -> None:
+        self._clips, self._tokenizer, self._settings, self._seed = clips, tokenizer, settings, seed
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead = ahead
+        self._waiting: dict[int, Future[list[Dialogue]]] = {}
+
+    def make(self, step: int) -> list[Dialogue]:
+        """The samples of a step."""
+        rng = np.random.default_rng([self._seed, step])
+        settings = self._settings
+        found: list[Dialogue] = []
+        while len(found) < settings.samples:
+            stretch = random_stretch(self._clips, StretchSettings(settings.groups), rng)
+            asked = questions_about(stretch, int(rng.integers(1 << 30)), settings.per_kind, settings.questions)
+            if asked:
+                found.append(make_dialogue(self._tokenizer, stretch, asked, settings, rng))
+        return found
+
+    def get(self, step: int) -> list[Dialogue]:
+        for future in range(step, step + self._ahead):
+            if future not in self._waiting:
+                self._waiting[future] = self._pool.submit(self.make, future)
+        return self._waiting.pop(step).result()
+
+
+def train_language(
+    folder: Path,
+    decoder: QwenDecoder,
+    clips: Mapping[str, Sequence[CachedClip]],
+    tokenizer: Tokenizer,
+    settings: TrainSettings,
+    language: LanguageSettings,
+    *,
+    validate_every: int = 200,
+    on_step: Callable[[int, float], None] | None = None,
+) -> int:
+    """Run or continue a language stage on cached clips of the splits ``train`` and ``validation``; gives the steps."""
+    torch.manual_seed(settings.seed)
+    feed = DialogueFeed(clips["train"], tokenizer, language, settings.seed)
+    asked = DialogueFeed(clips["validation"], tokenizer, language, _CHECK_SEED)
+    checks = [sample for i in range(min(10, len(clips["validation"]))) for sample in asked.make(i)]
+
+    def losses_at(step: int) -> Mapping[str, Tensor]:
+        samples = feed.get(step)
+        with torch.autocast(decoder.device.type, torch.bfloat16):
+            losses = [dialogue_loss(decoder, sample) for sample in samples]
+        return {"answer": torch.stack(losses).mean()}
+
+    return fit(
+        folder,
+        {"language": decoder},
+        losses_at,
+        settings,
+        validate=lambda: answer_accuracy(decoder, checks),
+        validate_every=validate_every,
+        on_step=on_step,
+    )
+
+
+@torch.no_grad()
+def answer_accuracy(decoder: QwenDecoder, dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing)."""
+    right: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for dialogue in dialogues:
+        is_answer = dialogue.target_T >= 0
+        guesses_A = dialogue_logits(decoder, dialogue).argmax(dim=-1).cpu()
+        owners_A, targets_A = dialogue.owner_T[is_answer], dialogue.target_T[is_answer]
+        for owner, kind in enumerate(dialogue.kinds):
+            mine = owners_A == owner
+            total[kind] = total.get(kind, 0) + 1
+            right[kind] = right.get(kind, 0) + int(bool((guesses_A[mine] == targets_A[mine]).all()))
+    return {kind: right[kind] / total[kind] for kind in sorted(total)}

@@ -1,0 +1,342 @@
+"""Stage 1 as a run: recorded clips in, a vision part and a dual encoder out.
+
+The two share one tower while they learn: each batch of frames goes through it once, the dense labels teach DTS and the
+projector, and sigmoid losses over (text, frame group) pairs teach the search embedding.
+
+Shapes: F frames, G frame groups, B texts, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from videoxl2.dual_encoder import DualEncoder
+from videoxl2.model import VideoXL2
+from videoxl2.preprocess import frames_to_pixels
+from videoxl2.text_tower import canonical_text
+from videoxl2.tokenizer import Tokenizer
+from videoxl2.training.errors import TrainingError
+from videoxl2.training.facts import Facts, Interval
+from videoxl2.training.paraphrases import paraphrase
+from videoxl2.training.perception import (
+    GroupTargets,
+    PerceptionHeads,
+    perceive,
+    perception_loss,
+    set_scores,
+    targets_of,
+)
+from videoxl2.training.recordings import Recording
+from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS
+from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
+from videoxl2.training.splits import Split
+from videoxl2.training.trainer import TrainSettings, fit
+
+FRAMES_PER_GROUP = 4
+# Most of what is seen walks or drives by; what is rare is shown more often than it happens.
+_COMMON_ACTIONS = frozenset({"enter", "leave", "walk", "drive", "open"})
+_COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
+_RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
+_ANY_WINDOW = 0.12
+
+
+@dataclass(frozen=True)
+class PerceptionBatch:
+    """Frames [F, 3, S, S], their dense targets, texts [B, T] and pair labels [B, G]."""
+
+    pixels_F3SS: Tensor
+    targets: GroupTargets
+    text_BT: Tensor
+    labels_BG: Tensor
+
+
+@dataclass(frozen=True)
+class ClipWindows:
+    """Windows of clips: pictures [F, S, S, 3] and cell owners [F, Y, X] of each, one table [5, A + 1] per frame of all,
+    and of each the facts of its clip with the interval of every frame group."""
+
+    frames: list[NDArray[np.uint8]]
+    owners: list[NDArray[np.uint8]]
+    tables: list[NDArray[np.uint8]]
+    facts: list[Facts]
+    spans: list[list[Interval]]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What one step looks at: ``clips`` windows of ``groups`` frame groups, and ``texts`` texts about them."""
+
+    clips: int = 8
+    groups: int = 1
+    texts: int = 64
+
+
+class ClipSampler:
+    """Batches of windows from recorded clips; windows in which something is to be seen are likelier."""
+
+    def __init__(
+        self, paths: Sequence[Path], tokenizer: Tokenizer, num_positions: int, pad_id: int, shape: BatchShape, seed: int
+    ) -> None:
+        self._paths = list(paths)
+        self._tokenizer, self._num_positions, self._pad_id = tokenizer, num_positions, pad_id
+        self._shape, self._seed = shape, seed
+        self._lively = [liveliness(path) for path in self._paths]
+        share = np.asarray([0.3 + lively_F.mean() for lively_F in self._lively])
+        self._share = share / share.sum()
+
+    def batch(self, step: int, image_size: int, pool_stride: int) -> PerceptionBatch:
+        """The batch of a step."""
+        rng = np.random.default_rng([self._seed, step])
+        seen = self.windows(rng)
+        text_BT, labels_BG = self.texts(seen, rng)
+        targets = targets_of(np.concatenate(seen.owners), seen.tables, pool_stride)
+        return PerceptionBatch(frames_to_pixels(np.concatenate(seen.frames), image_size), targets, text_BT, labels_BG)
+
+    def windows(self, rng: np.random.Generator) -> ClipWindows:
+        """As many windows as the shape says, each from a random clip."""
+        size = self._shape.groups * FRAMES_PER_GROUP
+        frames, owners, tables, facts, spans = [], [], [], [], []
+        for _ in range(self._shape.clips):
+            number = self._clip(rng)
+            clip = Recording.load(self._paths[number])
+            first = self._window(number, size, rng)
+            frames.append(augment(clip.frames(first, first + size), rng))
+            owners.append(clip.owners_FYX[first : first + size])
+            tables += list(clip.actors_F5A[first : first + size])
+            facts.append(clip.facts(clip.scene(), 0, clip.num_frames))
+            spans.append(
+                [(float(t), float(t) + FRAMES_PER_GROUP) for t in range(first, first + size, FRAMES_PER_GROUP)]
+            )
+        return ClipWindows(frames, owners, tables, facts, spans)
+
+    def texts(self, seen: ClipWindows, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Ids [B, T] of texts about the windows, and the label of each with each frame group [B, G]."""
+        claims = batch_claims(seen.facts, self._shape.texts, rng)
+        texts = [paraphrase(text, rng) for text in texts_of(claims)]
+        labels_BG = pair_labels(claims, seen.facts, seen.spans).astype(np.int64)
+        return torch.tensor([self.text_ids(text) for text in texts]), torch.from_numpy(labels_BG)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids as ``text_tower.TextEncoder.token_ids`` makes them."""
+        ids = self._tokenizer.encode(canonical_text(text))[: self._num_positions - 1]
+        return ids + [self._pad_id] * (self._num_positions - len(ids))
+
+    def _clip(self, rng: np.random.Generator) -> int:
+        return int(rng.choice(len(self._paths), p=self._share))
+
+    def _window(self, clip: int, size: int, rng: np.random.Generator) -> int:
+        lively_F = self._lively[clip]
+        starts = np.arange(len(lively_F) - size + 1)
+        if rng.random() < _ANY_WINDOW:
+            return int(rng.choice(starts))
+        weight = np.convolve(lively_F, np.ones(size), "valid") + 0.05 * size
+        return int(rng.choice(starts, p=weight / weight.sum()))
+
+
+def liveliness(path: Path) -> np.ndarray:
+    """How much there is to learn from each frame of a recorded clip [F]: who is seen acting, rare actions more."""
+    with np.load(path) as stored:
+        owners_FYX, actors_F5A = stored["owners"], stored["actors"]
+    worth_A = np.asarray(
+        [0.0, *(_COMMON_WORTH if name in _COMMON_ACTIONS else _RARE_WORTH for name in CELL_ACTIONS[1:])]
+    )
+    found = []
+    for owners_YX, table_5A in zip(owners_FYX, actors_F5A, strict=True):
+        seen = np.unique(owners_YX[owners_YX > 0])
+        moving = 0.5 * (table_5A[3, seen] > 1) + _KIND_WORTH * np.isin(table_5A[0, seen], _RARE_KINDS)
+        found.append(float((worth_A[table_5A[4, seen]] + moving).sum()))
+    return np.asarray(found)
+
+
+def augment(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Brightness and contrast shifted a little, alike for all pictures of a window."""
+    gain, shift = rng.uniform(0.85, 1.15), rng.uniform(-12, 12)
+    table = np.clip(np.arange(256) * gain + shift, 0, 255).astype(np.uint8)
+    return np.asarray(table[frames_FHW3], np.uint8)
+
+
+def group_vectors(dual: DualEncoder, features_FPD: Tensor) -> Tensor:
+    """Search vectors [G, E] of frame groups from the tower's features, as ingestion makes them: the mean of frames."""
+    vectors_FE = functional.normalize(dual.image.head(dual.image.post_layernorm(features_FPD)).float(), dim=-1)
+    return functional.normalize(vectors_FE.unflatten(0, (-1, FRAMES_PER_GROUP)).mean(dim=1), dim=-1)
+
+
+def sigmoid_loss(dual: DualEncoder, vectors_GE: Tensor, text_BT: Tensor, labels_BG: Tensor) -> Tensor:
+    """SigLIP's loss over pairs that are certain: the mean of the true ones, and four times that of the false ones."""
+    texts_BE = functional.normalize(dual.text(text_BT).float(), dim=-1)
+    logits_BG = texts_BE @ vectors_GE.T * dual.logit_scale.exp().clamp(max=60.0) + dual.logit_bias
+    signs_BG = torch.where(labels_BG > 0, 1.0, -1.0)
+    losses_BG = -functional.logsigmoid(signs_BG * logits_BG)
+    is_true, is_false = labels_BG > 0, labels_BG == 0
+    zero = losses_BG.new_zeros(())
+    positive = losses_BG[is_true].mean() if bool(is_true.any()) else zero
+    return 0.5 * positive + 0.5 * losses_BG[is_false].mean() * 4
+
+
+Batch = TypeVar("Batch")
+
+
+class Prefetcher(Generic[Batch]):
+    """Batches of the steps to come, made in threads while the model works: ``make(step, image_size, pool_stride)``."""
+
+    def __init__(
+        self,
+        make: Callable[[int, int, int], Batch],
+        image_size: int,
+        pool_stride: int,
+        ahead: int = 3,
+        threads: int = 1,
+    ) -> None:
+        self._make = make
+        self._arguments = (image_size, pool_stride)
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead = max(ahead, threads)
+        self._waiting: dict[int, Future[Batch]] = {}
+
+    def get(self, step: int) -> Batch:
+        """The batch of a step; those of the next steps are begun."""
+        for future in range(step, step + self._ahead):
+            if future not in self._waiting:
+                self._waiting[future] = self._pool.submit(self._make, future, *self._arguments)
+        return self._waiting.pop(step).result()
+
+
+@dataclass
+class PerceptionModules:
+    """What stage 1 trains. The dual encoder's image tower and the model's tower are one."""
+
+    model: VideoXL2
+    dual: DualEncoder
+    heads: PerceptionHeads
+
+    @classmethod
+    def build(cls, model: VideoXL2, dual: DualEncoder) -> PerceptionModules:
+        dual.image.encoder = model.vision
+        return cls(model, dual, PerceptionHeads(model.spec))
+
+    def named(self) -> dict[str, torch.nn.Module]:
+        return {
+            "vision": self.model.vision,
+            "dts": self.model.dts,
+            "projector": self.model.projector,
+            "heads": self.heads,
+            "image_norm": self.dual.image.post_layernorm,
+            "image_head": self.dual.image.head,
+            "text": self.dual.text,
+            "scale": SigmoidScale(self.dual),
+        }
+
+
+class SigmoidScale(torch.nn.Module):
+    """The two numbers of the sigmoid loss as a module of their own."""
+
+    def __init__(self, dual: DualEncoder) -> None:
+        super().__init__()
+        self.logit_scale, self.logit_bias = dual.logit_scale, dual.logit_bias
+
+
+def forward_losses(modules: PerceptionModules, batch: PerceptionBatch) -> dict[str, Tensor]:
+    """The named losses of a batch."""
+    device = modules.model.device
+    with torch.autocast(device.type, torch.bfloat16):
+        features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
+        seen = perceive(modules.model, features_FPD)
+        losses = perception_loss(modules.heads, seen, batch.targets.to(device))
+        vectors_GE = group_vectors(modules.dual, features_FPD)
+    losses["search"] = 4 * sigmoid_loss(modules.dual, vectors_GE, batch.text_BT.to(device), batch.labels_BG.to(device))
+    return losses
+
+
+def train_perception(
+    folder: Path,
+    modules: PerceptionModules,
+    clips: Path,
+    tokenizer: Tokenizer,
+    settings: TrainSettings,
+    shape: BatchShape | None = None,
+    *,
+    threads: int = 1,
+    on_step: Callable[[int, float], None] | None = None,
+) -> int:
+    """Run or continue stage 1 on recorded clips (``recordings``); gives the steps done."""
+    torch.manual_seed(settings.seed)
+    spec = modules.model.spec
+
+    def sampler(split: Split, sizes: BatchShape) -> ClipSampler:
+        return clip_sampler(clips, split, tokenizer, modules.dual, sizes, settings.seed)
+
+    size, stride = spec.vision.image_size, spec.pool_stride
+    feed = Prefetcher(sampler("train", shape or BatchShape()).batch, size, stride, threads=threads)
+    held_out = clip_paths(clips, "validation")
+    check_shape = BatchShape(min(16, len(held_out)), 4, 128)
+    checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
+
+    def losses_at(step: int) -> Mapping[str, Tensor]:
+        return forward_losses(modules, feed.get(step))
+
+    return fit(
+        folder,
+        modules.named(),
+        losses_at,
+        settings,
+        validate=lambda: check(modules, checks),
+        validate_every=200,
+        on_step=on_step,
+    )
+
+
+def clip_paths(clips: Path, split: Split) -> list[Path]:
+    """The recorded clips of a split in order of seed; ``TrainingError`` where there are none."""
+    paths = sorted(path for path in (clips / split).glob("*.npz") if ".partial" not in path.name)
+    if not paths:
+        raise TrainingError(f"{clips / split} holds no recorded clips; record them first (stage footage)")
+    return paths
+
+
+def clip_sampler(
+    clips: Path, split: Split, tokenizer: Tokenizer, dual: DualEncoder, shape: BatchShape, seed: int
+) -> ClipSampler:
+    """Batches of a split's clips, with texts as the text tower takes them."""
+    text = dual.text.spec
+    return ClipSampler(clip_paths(clips, split), tokenizer, text.num_positions, text.pad_id, shape, seed)
+
+
+@torch.no_grad()
+def check(modules: PerceptionModules, batches: Sequence[PerceptionBatch]) -> dict[str, float]:
+    """F1 of the visual tokens' readings, and how well groups are ranked for texts (mean average precision)."""
+    scores: dict[str, list[float]] = {}
+    device = modules.model.device
+    for batch in batches:
+        features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
+        seen = perceive(modules.model, features_FPD)
+        side = round(seen.tokens_GPD.shape[1] ** 0.5)
+        logits = modules.heads.token(seen.tokens_GPD).transpose(1, 2).unflatten(2, (side, side))
+        for name, value in set_scores(logits.cpu(), batch.targets.token_GHyx).items():
+            scores.setdefault(name, []).append(value)
+        vectors_GE = group_vectors(modules.dual, features_FPD)
+        texts_BE = functional.normalize(modules.dual.text(batch.text_BT.to(device)), dim=-1)
+        ranked_BG = (texts_BE @ vectors_GE.T).cpu()
+        scores.setdefault("search_ap", []).append(mean_average_precision(ranked_BG, batch.labels_BG))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def mean_average_precision(scores_BG: Tensor, labels_BG: Tensor) -> float:
+    """Of texts that are true somewhere; uncertain groups are left out of each ranking."""
+    found: list[float] = []
+    for scores_G, labels_G in zip(scores_BG, labels_BG, strict=True):
+        known = labels_G >= 0
+        truth = labels_G[known][scores_G[known].argsort(descending=True)] > 0
+        if bool(truth.any()):
+            ranks = torch.arange(1, len(truth) + 1)
+            found.append(float((truth.cumsum(0) / ranks)[truth].mean()))
+    return float(np.mean(found)) if found else 0.0
