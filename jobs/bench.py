@@ -1,4 +1,4 @@
-"""The command ``vxl bench``: how fast the model prefills on this machine."""
+"""The command ``vxl bench``: how fast the model prefills on this machine, and what reusing stored KV is worth."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import cast
 from jobs.output import Output
 from pipeline.errors import UsageError
 
-SUBJECTS = ("prefill",)
+SUBJECTS = ("prefill", "reuse")
 MODES = ("chunked", "bounded", "plain", "masked")
 
 
-def run(subject: str, frames: list[int], model: str, device: str | None, mode: str, out: Output) -> int:
+def run(
+    subject: str, frames: list[int], hours: list[float], model: str | None, device: str | None, mode: str, out: Output
+) -> int:
     """Measure and print; the exit code. Raises ``UsageError`` for a model, device or number that cannot be."""
     if subject not in SUBJECTS:
         raise UsageError(f"cannot measure {subject!r}: {', '.join(SUBJECTS)} can be")
+    if subject == "reuse":
+        if frames or device is not None or mode != MODES[0]:
+            raise UsageError("vxl bench reuse takes --model, --hours and --json only")
+        from jobs.bench_reuse import run as run_reuse
+
+        return run_reuse([] if model is None else [model], hours, out)
+    if hours:
+        raise UsageError(f"vxl bench {subject} takes no --hours; give --frames")
+    model = "tiny" if model is None else model
     if mode not in MODES:
         raise UsageError(f"--mode: {mode!r} is none of {', '.join(MODES)}")
     if not frames or min(frames) < 1:
@@ -29,11 +40,10 @@ def run(subject: str, frames: list[int], model: str, device: str | None, mode: s
     if out.as_json:
         out.document(bench.to_document())
         return 0
-    ceiling = bench.matrix_flops_per_s
-    out.text(
-        f"{bench.model} ({bench.dtype}, {bench.mode}) on {bench.device}, {bench.threads} threads; "
-        f"matrix rate {ceiling / 1e9:,.0f} GFLOP/s"
-    )
+    ceiling, memory = bench.matrix_flops_per_s, bench.memory_bytes_per_s
+    sizes = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in bench.parameters.items())
+    out.text(f"{bench.model} ({bench.dtype}, {bench.mode}) on {bench.device}, {bench.threads} threads")
+    out.text(f"parameters: {sizes}; matrix rate {ceiling / 1e9:,.0f} GFLOP/s, memory rate {memory / 1e9:,.1f} GB/s")
     rows = [
         [
             f"{measured.frames:,}",
@@ -44,9 +54,13 @@ def run(subject: str, frames: list[int], model: str, device: str | None, mode: s
             f"{measured.flops_per_s / ceiling:.0%}",
             f"{measured.peak_bytes / 2**20:,.0f}",
             f"{measured.kv_bytes / 2**20:,.0f}",
+            f"{measured.first_token_s:.3f}",
+            f"{1 / measured.decode_s:,.1f}",
+            f"{measured.decode_bytes / measured.decode_s / memory:.0%}",
         ]
         for measured in bench.runs
     ]
     columns = ["frames", "tokens", "vision s", "DTS s", "language s", "total s", "tokens/s", "GFLOP/s", "of ceiling"]
-    out.table([*columns, "peak MiB", "KV MiB"], rows, right=tuple(range(11)))
+    columns += ["peak MiB", "KV MiB", "first token s", "decode tokens/s", "of memory rate"]
+    out.table(columns, rows, right=tuple(range(len(columns))))
     return 0

@@ -1,7 +1,8 @@
 """Ask: retrieve chunks, choose a level for each, reload their KV (or recompute it), assemble, answer, cite.
 
-The video file is touched only in recompute mode. One setting serves every question: the best chunks by similarity of
-question and frame groups, with the first and last of the context, are dense; the rest of their segments is sparse.
+The video file is touched only in recompute mode. One setting serves every question: segments are chosen by the
+similarity of question and frame groups; of their chunks the most relevant (``query.relevance``), with the first and
+last of the context, are dense, and the rest is sparse.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from indexers.records import VideoRow, make_group_id, rows_of
 from indexers.scope import Scope
+from pipeline.chunk_scores import score_chunks
 from pipeline.errors import ConfigError, UsageError
 from pipeline.evidence import evidence_for
-from pipeline.kv_source import KVSource, LoadedKV
+from pipeline.kv_source import LoadedKV
+from pipeline.planner import ReusePlan
 from pipeline.query import interval_fields
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 
 if TYPE_CHECKING:
-    from videoxl2.decode import HeaderIds
-    from videoxl2.kv import ChunkKV, KVLevel
+    from videoxl2.decode import Piece
+    from videoxl2.kv import KVLevel
 
 REUSE_MODES = ("auto", "reload", "recompute")
 CANDIDATE_GROUPS = 512
@@ -68,17 +71,17 @@ def ask(
     started = time.perf_counter()
     budget = min(reader.settings.query.max_context_tokens, model.spec.language.max_positions)
     budget -= len(prefix_ids) + len(suffix_ids) + limit
-    plan = plan_context(reader, question, scope, budget)
+    plan = plan_context(reader, question, scope, budget, reuse=reuse)
     if not plan:
         return _abstain(question, coverage, reader.notices)
+    way = ReusePlan(reader, plan, reuse)
+    plan = way.chunks
     retrieve_s = time.perf_counter() - started
 
-    source = KVSource(reader, reuse)
-    loaded = source.load([(chunk.row, chunk.level) for chunk in plan])
-
-    mark = time.perf_counter()
-    videos = {video.video_id: video for video in reader.videos()}
-    cache = model.assemble(_pieces(plan, loaded, videos, model.tokenizer))
+    with way.open() as loaded:
+        mark = time.perf_counter()
+        videos = {video.video_id: video for video in reader.videos()}
+        cache = model.assemble(context_pieces(plan, loaded, videos, model.tokenizer))
     context_tokens = cache.length
     token_ids: list[int] = []
     text = ""
@@ -94,6 +97,7 @@ def ask(
                 text = longer
     ended = time.perf_counter()
     first_token_at = first_token_at or ended
+    way.record(loaded.load_s + loaded.wait_s, loaded.recompute_s)
     return Answer(
         question=question,
         answer=model.tokenizer.decode(token_ids).strip(),
@@ -101,9 +105,9 @@ def ask(
         citations=_citations(reader, plan, videos),
         timings=Timings(
             retrieve_s=retrieve_s,
-            load_s=loaded.load_s,
+            load_s=loaded.load_s + loaded.wait_s,
             recompute_s=loaded.recompute_s,
-            prefill_s=first_token_at - mark,
+            prefill_s=first_token_at - mark - loaded.wait_s,
             first_token_s=first_token_at - started,
             decode_s=ended - first_token_at,
         ),
@@ -119,11 +123,14 @@ def ask(
     )
 
 
-def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int) -> list[PlannedChunk]:
+def plan_context(
+    reader: ArchiveReader, question: str, scope: Scope, budget: int, *, reuse: str = "auto"
+) -> list[PlannedChunk]:
     """The chunks of the context in reading order, with levels, within ``budget`` tokens.
 
-    The segments of the most relevant chunks are taken, best first; of a segment that does not fit as sparse KV, its
-    best chunks. Part of the budget is kept free for those chunks that ``LevelSettings`` then makes dense.
+    The segments of the chunks most similar to the question are taken, best first; of a segment that does not fit as
+    sparse KV, its best chunks. Part of the budget is kept free for those chunks that ``LevelSettings`` then makes
+    dense, by the relevance that ``query.relevance`` names; ``reuse`` says where that reads sparse KV, if it needs any.
     """
     from videoxl2.decode import select_levels
 
@@ -152,7 +159,11 @@ def plan_context(reader: ArchiveReader, question: str, scope: Scope, budget: int
         raise ConfigError("query.max_context_tokens leaves no room for a single chunk of footage; raise it")
     headers = _HEADER_ROOM * len({row["segment_id"] for row in chosen})
     chosen.sort(key=_reading_order)
-    scores = [chunk_scores.get(row["chunk_id"], -1.0) for row in chosen]
+    # A chunk without a hit is at most as similar as the least similar hit.
+    least = min(chunk_scores.values(), default=-1.0)
+    similarities = [chunk_scores.get(row["chunk_id"], least) for row in chosen]
+    kind = reader.settings.query.relevance
+    scores = score_chunks(reader, question, chosen, similarities, kind=kind, reuse=reuse)
     levels = select_levels(
         scores,
         reader.settings.ingest.levels,
@@ -207,14 +218,14 @@ def _reading_order(row: dict[str, Any]) -> tuple[str, str, str, float]:
     return (video_start, row["uri"], row["video_id"], row["start_s"])
 
 
-def _pieces(
+def context_pieces(
     plan: Sequence[PlannedChunk], loaded: LoadedKV, videos: dict[str, VideoRow], tokenizer: Any
-) -> list[ChunkKV | HeaderIds]:
+) -> list[Piece]:
     """KV in reading order; a text header goes before each video's stretch when there are several videos."""
     from videoxl2.decode import HeaderIds
 
     needs_headers = len({chunk.row["video_id"] for chunk in plan}) > 1
-    pieces: list[ChunkKV | HeaderIds] = []
+    pieces: list[Piece] = []
     previous: str | None = None
     for chunk in plan:
         if needs_headers and chunk.row["video_id"] != previous:

@@ -1,8 +1,10 @@
-"""Measures prefill from pixels on the device to complete KV, stage by stage, beside the device's matrix rate.
+"""Measures prefill from pixels on the device to complete KV, stage by stage, and decoding after it.
 
+Prefill is shown beside the device's matrix rate and decoding beside its memory rate, both measured in the same run.
 Pixels are random and already on the device: one batch of them is encoded again and again, so that decoding and the
 video's pixels are no part of time or memory. Chunks are dropped as they come, as an archive moves them away; what stays
-is the working cache. Weights may be random too, since they change no time.
+is the working cache. Decoding runs over a cache of the video's length whose values are made up. Weights may be random
+too, since they change no time.
 
 Shapes: F frames, S image side, G frame groups, P visual tokens per group, D text width.
 """
@@ -22,7 +24,9 @@ from torch import Tensor
 
 from videoxl2.attention import choose_backend
 from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, PrefillSettings, TokenIds, VisionSpec
+from videoxl2.decode import generate
 from videoxl2.flops import prefill_flops
+from videoxl2.kv import KVCache
 from videoxl2.layout import TokenLayout
 from videoxl2.model import VideoXL2, choose_device
 from videoxl2.prefill import prefill_masked, prefill_pieces
@@ -37,14 +41,19 @@ RANDOM_PREFIX = "random:"
 _PREFIX_TOKENS = 14
 _TIME_TOKENS = 6
 """Tokens of a timestamp beside the digits of its whole seconds."""
+_QUESTION_TOKENS = 60
+_ANSWER_TOKENS = 16
+_UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillRun:
-    """One length. Times in seconds; ``flops`` is the arithmetic that was needed, ``peak_bytes`` the highest memory.
+    """One length. Times in seconds; ``flops`` is the arithmetic that prefill needed, ``peak_bytes`` its highest memory.
 
     ``peak_bytes`` is what the allocator gave out on a GPU and the process's resident memory on a CPU, weights and all;
-    ``kv_bytes`` is the part of it that is the KV.
+    ``kv_bytes`` is the part of it that is the KV. ``first_token_s`` is from a question of 60 tokens to the first token
+    of its answer over the whole dense KV, ``decode_s`` that of each further one, which reads ``decode_bytes`` (weights
+    and KV, once).
     """
 
     frames: int
@@ -56,6 +65,9 @@ class PrefillRun:
     flops: int
     peak_bytes: int
     kv_bytes: int
+    first_token_s: float
+    decode_s: float
+    decode_bytes: int
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,14 +80,20 @@ class PrefillRun:
 
 @dataclass(frozen=True, slots=True)
 class PrefillBench:
-    """All lengths on one device. ``matrix_flops_per_s`` is measured: the ceiling of what the runs can reach."""
+    """All lengths on one device.
+
+    ``matrix_flops_per_s`` and ``memory_bytes_per_s`` (a copy, read and written) are measured: the ceilings of prefill
+    and of decoding. ``parameters`` counts those of each part of the model.
+    """
 
     device: str
     model: str
+    parameters: dict[str, int]
     dtype: str
     mode: str
     threads: int
     matrix_flops_per_s: float
+    memory_bytes_per_s: float
     runs: tuple[PrefillRun, ...]
 
     def to_document(self) -> dict[str, Any]:
@@ -96,7 +114,7 @@ def bench_prefill(
     if not frame_counts or min(frame_counts) < 1:
         raise ValueError("frame counts are positive")
     model = bench_model(model_name, device)
-    rate = matrix_rate(model.device, model.dtype)
+    matrix, memory = matrix_rate(model.device, model.dtype), memory_rate(model.device)
     prefill_run(model, min(min(frame_counts), 64), mode)
     runs: list[PrefillRun] = []
     for num_frames in frame_counts:
@@ -105,10 +123,14 @@ def bench_prefill(
     return PrefillBench(
         device=device_name(model.device),
         model=model_name,
+        parameters={
+            name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()
+        },
         dtype=str(model.dtype).removeprefix("torch."),
         mode=mode,
         threads=torch.get_num_threads(),
-        matrix_flops_per_s=rate,
+        matrix_flops_per_s=matrix,
+        memory_bytes_per_s=memory,
         runs=tuple(runs),
     )
 
@@ -121,6 +143,7 @@ def bench_model(name: str, device: str | None) -> VideoXL2:
     with torch.device("meta"):
         model = VideoXL2(random_spec(name.removeprefix(RANDOM_PREFIX))).to(dtype)
     model = model.to_empty(device=chosen).requires_grad_(False).eval()
+    model.language.tie_head()
     generator = torch.Generator(chosen).manual_seed(0)
     for module in model.modules():
         is_norm = "norm" in type(module).__name__.lower()
@@ -136,7 +159,11 @@ def bench_model(name: str, device: str | None) -> VideoXL2:
 
 
 def random_spec(size: str) -> ModelSpec:
-    """``8b``: the published model. ``0.5b``: a decoder of Qwen2.5-0.5B's shape with a small tower, for a CPU."""
+    """``8b``: the published model. ``0.5b``: a decoder of Qwen2.5-0.5B's shape, for a CPU.
+
+    The tower of ``0.5b`` is small (6 layers of width 192, 24 x 24 patches; SigLIP so400m has 27 of 1152), so that
+    vision does not hide the decoder; a group has 144 visual tokens, as published.
+    """
     if size == "8b":
         return ModelSpec(
             vision=VisionSpec(width=1152, mlp_width=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14),
@@ -157,7 +184,14 @@ def random_spec(size: str) -> ModelSpec:
             vision=VisionSpec(width=192, mlp_width=768, num_layers=6, num_heads=3, image_size=384, patch_size=16),
             dts=DTSSpec(channels=192),
             language=LanguageSpec(
-                vocab_size=151936, width=896, mlp_width=4864, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64
+                vocab_size=151936,
+                width=896,
+                mlp_width=4864,
+                num_layers=24,
+                num_heads=14,
+                num_kv_heads=2,
+                head_dim=64,
+                tied_head=True,
             ),
             tokens=TokenIds(),
         )
@@ -170,13 +204,13 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
     settings = PrefillSettings(
         mode="chunked" if mode == "masked" else mode,
         timestamp_groups=BOUNDED_TIMESTAMP_GROUPS if mode == "bounded" else None,
-        max_tokens=1 << 40,
+        max_tokens=_UNLIMITED,
     )
     layout, times_s = bench_layout(model.spec, num_frames)
     batch_frames = model.batch_groups * model.spec.frames_per_group
     pixels_F3SS = _random_pixels(model, min(num_frames, batch_frames))
     clock = _StageClock(model.device)
-    with _peak_bytes(model.device) as peak:
+    with peak_memory(model.device) as peak:
         started = time.perf_counter()
         visual_GPD = model.empty_tokens(layout.num_groups)
         for first in range(0, num_frames, batch_frames):
@@ -194,7 +228,10 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
                     pass
         _synchronise(model.device)
         total_s = time.perf_counter() - started
+    highest = peak()
+    del visual_GPD
     seconds = clock.seconds()
+    first_token_s, decode_s = decode_times(model, layout.length)
     itemsize = model.dtype.itemsize
     return PrefillRun(
         frames=num_frames,
@@ -204,9 +241,38 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
         language_s=seconds["language"],
         total_s=total_s,
         flops=prefill_flops(model.spec, layout, num_frames, settings, whole_last_layer=mode == "masked").total,
-        peak_bytes=peak(),
+        peak_bytes=highest,
         kv_bytes=layout.length * model.spec.language.kv_values_per_token * itemsize,
+        first_token_s=first_token_s,
+        decode_s=decode_s,
+        decode_bytes=decode_bytes(model, layout.length + _QUESTION_TOKENS),
     )
+
+
+@torch.no_grad()
+def decode_times(model: VideoXL2, num_tokens: int) -> tuple[float, float]:
+    """Seconds from a question to the first token of its answer, and per further token, over a cache of a length."""
+    decoder = model.language
+    room = num_tokens + _QUESTION_TOKENS + _ANSWER_TOKENS + 1
+    cache = KVCache(decoder.spec, room, limit=_UNLIMITED, device=decoder.device, dtype=decoder.dtype)
+    cache.slot(0, num_tokens).fill_(0.01)
+    cache.advance(num_tokens)
+    question = [1] * _QUESTION_TOKENS
+    for _ in generate(model, cache, question, 2):  # a warm-up of both kinds of step
+        pass
+    cache.length = num_tokens
+    _synchronise(model.device)
+    marks = [time.perf_counter()]
+    marks += [time.perf_counter() for _ in generate(model, cache, question, _ANSWER_TOKENS + 1)]
+    return marks[1] - marks[0], (marks[-1] - marks[1]) / _ANSWER_TOKENS
+
+
+def decode_bytes(model: VideoXL2, num_tokens: int) -> int:
+    """What one decoding step at batch 1 must read: the decoder's weights, head included, and KV of ``num_tokens``."""
+    decoder = model.language
+    weights = [*decoder.layers.parameters(), *decoder.norm.parameters(), decoder.lm_head.weight]
+    values = sum(weight.numel() for weight in weights) + num_tokens * decoder.spec.kv_values_per_token
+    return values * decoder.dtype.itemsize
 
 
 def bench_layout(spec: ModelSpec, num_frames: int) -> tuple[TokenLayout, list[float]]:
@@ -228,6 +294,20 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         _synchronise(device)
         best_s = min(best_s, time.perf_counter() - started)
     return 2 * side**3 / best_s
+
+
+def memory_rate(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes, the best of a few."""
+    source = torch.ones((1 << 30 if device.type == "cuda" else 1 << 26), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best_s = float("inf")
+    for _ in range(6):
+        _synchronise(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        _synchronise(device)
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2 * source.numel() / best_s
 
 
 def device_name(device: torch.device) -> str:
@@ -277,7 +357,7 @@ class _StageClock:
 
 
 @contextmanager
-def _peak_bytes(device: torch.device) -> Iterator[Callable[[], int]]:
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """The highest memory since the block was entered, asked for after it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

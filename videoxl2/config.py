@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -299,6 +299,10 @@ class PrefillSettings(_Settings):
         if self.timestamp_groups is not None and self.mode != "bounded":
             raise ValueError(f"timestamp_groups has no effect in mode {self.mode!r}; it needs mode 'bounded'")
         return self
+
+
+RelevanceKind: TypeAlias = Literal["embedding", "attention", "fused"]
+"""How chunks are scored for a question: by similarity of pictures, by the model's own attention, or by both."""
 
 
 class LevelSettings(_Settings):

@@ -8,6 +8,7 @@ Shapes: L layers, S = 2 (key, value), K KV heads, M tokens, Dh head width, V voc
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from videoxl2.config import LanguageSpec, LevelSettings
 from videoxl2.errors import ContextOverflow, KVLayoutError
-from videoxl2.kv import ChunkKV, KVCache, KVLevel
+from videoxl2.kv import ChunkKV, KVCache, KVLevel, PendingKV
 from videoxl2.prefill import PrefillModel
 from videoxl2.rotary import RotaryTable
 from videoxl2.token_choice import likeliest
@@ -31,6 +32,10 @@ class HeaderIds:
     """Text between reloaded pieces (camera, wall-clock start), prefilled at its place and seeing everything before."""
 
     ids: tuple[int, ...]
+
+
+Piece = ChunkKV | PendingKV | HeaderIds
+"""What a cache is assembled from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +102,7 @@ def published_dense_chunks(
 @torch.no_grad()
 def assemble_cache(
     model: PrefillModel,
-    pieces: Sequence[ChunkKV | HeaderIds],
+    pieces: Sequence[Piece],
     *,
     prefix_ids: Sequence[int] | None = None,
     max_tokens: int | None = None,
@@ -107,23 +112,40 @@ def assemble_cache(
 
     The prefix (``prefix_ids``, by default the tokenizer's) is prefilled here, since its KV depends on nothing else.
     ``max_tokens`` is the longest sequence (None: the model's position limit); ``room`` is allocated ahead for question
-    and answer. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of another model's shape.
+    and answer. Pieces that are still being read arrive in the cache itself, while those before them are rotated and
+    headers are prefilled. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of another model's
+    shape, and whatever a pending piece raises.
     """
     decoder = model.language
     prefix = tuple(model.tokenizer.prefix_ids() if prefix_ids is None else prefix_ids)
-    length = len(prefix) + sum(len(p.ids) if isinstance(p, HeaderIds) else p.num_tokens for p in pieces)
     for piece in pieces:
-        if isinstance(piece, ChunkKV):
-            _check_shape(piece, decoder.spec)
+        _check_shape(piece, decoder.spec)
+    places = list(itertools.accumulate((_num_tokens(piece) for piece in pieces), initial=len(prefix)))
+    length = places[-1]
     limit = decoder.spec.max_positions if max_tokens is None else max_tokens
     if length > limit:
         raise ContextOverflow(length, limit)
     cache = KVCache(decoder.spec, min(length + room, limit), limit=limit, device=decoder.device, dtype=decoder.dtype)
+    pending = [
+        (piece, start)
+        for piece, start in zip(pieces, places, strict=False)
+        if not isinstance(piece, ChunkKV | HeaderIds)
+    ]
+    for piece, start in pending:
+        piece.bind(cache.slot(start, start + piece.shape[3]))
+    for piece, _ in pending:
+        piece.start()
     for piece in (HeaderIds(prefix), *pieces):
+        if isinstance(piece, HeaderIds):
+            if piece.ids:
+                decoder.extend(cache, decoder.embed(piece.ids))
+            continue
+        rotary = decoder.rotary(cache.length, cache.length + _num_tokens(piece))
         if isinstance(piece, ChunkKV):
-            _place(piece, cache, decoder.rotary(cache.length, cache.length + piece.num_tokens))
-        elif piece.ids:
-            decoder.extend(cache, decoder.embed(piece.ids))
+            _place(piece, cache, rotary)
+        else:
+            piece.wait()
+            _rotate_in_place(cache, cache.length + _num_tokens(piece), rotary)
     return cache
 
 
@@ -165,8 +187,24 @@ def _place(piece: ChunkKV, cache: KVCache, rotary: RotaryTable) -> None:
     cache.advance(start + piece.num_tokens)
 
 
-def _check_shape(piece: ChunkKV, spec: LanguageSpec) -> None:
-    L, _, K, _, Dh = piece.kv_LSKMDh.shape
+def _rotate_in_place(cache: KVCache, end: int, rotary: RotaryTable) -> None:
+    """Count the tokens up to ``end``, whose keys lie in the cache unrotated. Layer by layer: little is copied."""
+    slot_LSKMDh = cache.slot(cache.length, end)
+    for layer_SKMDh in slot_LSKMDh:
+        layer_SKMDh[0].copy_(rotary.rotate(layer_SKMDh[0]))
+    cache.advance(end)
+
+
+def _num_tokens(piece: Piece) -> int:
+    if isinstance(piece, HeaderIds):
+        return len(piece.ids)
+    return piece.num_tokens if isinstance(piece, ChunkKV) else piece.shape[3]
+
+
+def _check_shape(piece: Piece, spec: LanguageSpec) -> None:
+    if isinstance(piece, HeaderIds):
+        return
+    L, _, K, _, Dh = piece.kv_LSKMDh.shape if isinstance(piece, ChunkKV) else piece.shape
     expected = (spec.num_layers, spec.num_kv_heads, spec.head_dim)
     if (L, K, Dh) != expected:
         raise KVLayoutError(f"stored KV has (layers, KV heads, head width) {(L, K, Dh)}, the model needs {expected}")

@@ -12,7 +12,7 @@ import ctypes
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -66,6 +66,27 @@ class ChunkKV:
         sizes = [sum(group) for group in self.groups]
         start, stop = sum(sizes[:first]), sum(sizes[:end])
         return ChunkKV(self.kv_LSKMDh[:, :, :, start:stop], self.groups[first:end], self.level)
+
+
+class PendingKV(Protocol):
+    """KV of consecutive frame groups that is still being read: it arrives in the place where it is used.
+
+    ``bind`` says where to, ``start`` begins, ``wait`` ends with the values in place, or raises. Each is called once, in
+    this order; pieces that come from one reader are all bound before the first is started.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[layers, 2, KV heads, tokens, head width]."""
+
+    def bind(self, slot_LSKMDh: Tensor) -> None:
+        """Name the place, a view of this piece's shape on any device; nothing else may touch it until ``wait``."""
+
+    def start(self) -> None:
+        """Begin to fill it, in the order in which pieces were bound."""
+
+    def wait(self) -> None:
+        """Return when keys before rotation and values are in place, for work that the caller queues from here on."""
 
 
 def join_chunks(parts: Sequence[ChunkKV]) -> ChunkKV:
@@ -213,6 +234,10 @@ class KVCache:
         end = start + keys_LKTDh.shape[2]
         self._kv_LSKMDh[:, 0, :, start:end] = keys_LKTDh
         self._kv_LSKMDh[:, 1, :, start:end] = values_LKTDh
+
+    def slot(self, start: int, end: int) -> Tensor:
+        """The place of positions [start, end), a view [L, S, K, end - start, Dh]; ``reserve`` must have made room."""
+        return self._kv_LSKMDh[:, :, :, start:end]
 
     def keys(self, layer: int, end: int) -> Tensor:
         """Rotated keys [K, end, Dh] of one layer, a view."""

@@ -17,10 +17,10 @@ from videoxl2.attention import choose_backend
 from videoxl2.chat import ChatMode, Selection, VideoFrames, chat, index_frames
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
-from videoxl2.decode import HeaderIds, assemble_cache
+from videoxl2.decode import Piece, assemble_cache
 from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
-from videoxl2.kv import ChunkKV, KVCache
+from videoxl2.kv import KVCache
 from videoxl2.language import QwenDecoder
 from videoxl2.prefill import PrefillResult, prefill, prefill_batch
 from videoxl2.projector import VisualProjector
@@ -126,8 +126,8 @@ class VideoXL2(nn.Module):
         """KV of a video's visual tokens; see ``prefill.prefill``."""
         return prefill(self, visual_GPD, group_times_s, settings, chunk_groups)
 
-    def assemble(self, pieces: Sequence[ChunkKV | HeaderIds], *, max_tokens: int | None = None) -> KVCache:
-        """One cache of stored chunks and text headers; see ``decode.assemble_cache``."""
+    def assemble(self, pieces: Sequence[Piece], *, max_tokens: int | None = None) -> KVCache:
+        """One cache of stored or arriving chunks and text headers; see ``decode.assemble_cache``."""
         return assemble_cache(self, pieces, max_tokens=max_tokens)
 
     def prefill_batch(

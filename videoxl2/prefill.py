@@ -24,15 +24,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import AttentionBackend, BiasReuse, attend, attend_parts, lower_right_mask
+from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts, lower_right_mask
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
 
-_PASS_BLOCKS = 4
-"""Blocks that go through the layers together. It changes no result; activations are those of so many blocks."""
+PASS_TOKENS = 2048
+"""As many whole blocks go through the layers together as reach so many tokens (four of the published model's).
+
+It changes no result. Activations are those of so many tokens however long the video is; with fewer, the timestamp rows
+of a model with small blocks are too few for fast matrix products.
+"""
 
 
 class PromptTokenizer(Protocol):
@@ -195,8 +199,8 @@ class _SegmentRun:
 
     def video_passes(self) -> Iterator[_Pass]:
         """The video, a few blocks at a time; each must have run before the next is asked for."""
-        for first_block in range(0, len(self._blocks), _PASS_BLOCKS):
-            blocks = self._blocks[first_block : first_block + _PASS_BLOCKS]
+        for first_block, end_block in self._plan_passes():
+            blocks = self._blocks[first_block:end_block]
             first, end = blocks[0][0], blocks[-1][1]
             stop = self._layout.spans[end - 1].end
             attention = self._attention(stop)
@@ -205,6 +209,18 @@ class _SegmentRun:
             windows = [self._blocks[max(0, index - back)][0] for index in indices]
             attention.limit(self._layout, blocks, windows, self._settings)
             yield _Pass(embed_groups(self._decoder, self._layout, self._visual_GPD, first, end), attention)
+
+    def _plan_passes(self) -> list[tuple[int, int]]:
+        """Blocks [first, end) of each pass."""
+        passes: list[tuple[int, int]] = []
+        first = tokens = 0
+        for index, block in enumerate(self._blocks):
+            start, stop = self._layout.token_span(*block)
+            tokens += stop - start
+            if tokens >= PASS_TOKENS or index + 1 == len(self._blocks):
+                passes.append((first, index + 1))
+                first, tokens = index + 1, 0
+        return passes
 
     def _attention(self, stop: int) -> _SegmentAttention:
         return _SegmentAttention(self._decoder, self._cache, self._summary, stop, self._pending)
@@ -290,9 +306,9 @@ class _PendingKeys:
 class _SegmentAttention:
     """Attention of one pass: causal over everything, or after ``limit`` in the form of the chunked modes.
 
-    Then each block's rows attend to prefix and earlier timestamps, which ``summary`` keeps next to each other, and to
-    the window, which ends with the block itself. In the exact mode the few timestamp rows of the whole pass attend to
-    everything as well, and that result replaces the other.
+    Then the leading blocks, whose window begins with the video, stay causal. Every other row attends either to prefix
+    and earlier timestamps, which ``summary`` keeps next to each other, and to the window, which ends with its block
+    itself; or, as the timestamp rows of the exact mode do, to everything before it. No row is computed twice.
     """
 
     def __init__(
@@ -303,8 +319,10 @@ class _SegmentAttention:
         self._rotary = decoder.rotary(self._start, stop)
         self._backend, self._reuse, self._time_reuse = decoder.backend, BiasReuse(), BiasReuse()
         self._summary_T = torch.arange(stop - self._start, device=cache.device)
+        self._num_causal = stop - self._start
         self._blocks: list[_BlockRows] = []
-        self._time_T: Tensor | None = None
+        self._common = 0
+        self._full_view_T: Tensor | None = None
 
     def limit(
         self,
@@ -314,28 +332,42 @@ class _SegmentAttention:
         settings: PrefillSettings,
     ) -> None:
         """Let tokens of ``blocks`` see no group before their window's first but by its timestamp."""
-        device, start = self._cache.device, self._start
+        device, start, prefix = self._cache.device, self._start, layout.visual_start
+        limited: list[int] = []
         full_view: list[int] = []
+        num_causal = 0
         for (first, end), window_first in zip(blocks, windows, strict=True):
             block_start, block_stop = layout.token_span(first, end)
+            if window_first == 0:
+                num_causal = block_stop - start
+                continue
+            times = layout.time_positions(first, end) if settings.mode == "chunked" else []
+            rows = sorted(set(range(block_start, block_stop)).difference(times))
             time_first = 0
             if settings.mode == "bounded" and settings.timestamp_groups is not None:
                 time_first = max(0, window_first - settings.timestamp_groups)
+            window = (layout.spans[window_first].start, block_stop)
+            time_span = (prefix + layout.num_time_tokens(time_first), prefix + layout.num_time_tokens(window_first))
+            if not self._blocks:
+                self._common = time_span[1]
+            if time_first > 0:  # what the first block sees of the summary is not seen by all
+                self._common = 0
             self._blocks.append(
                 _BlockRows(
-                    rows=slice(block_start - start, block_stop - start),
-                    prefix=layout.visual_start,
-                    times=(layout.num_time_tokens(time_first), layout.num_time_tokens(window_first)),
-                    window=(layout.spans[window_first].start, block_stop) if window_first else (0, block_stop),
+                    rows=(len(limited), len(limited) + len(rows)),
+                    seen=[(0, time_span[1])] if time_first == 0 else [(0, prefix), time_span],
+                    window=window,
+                    mask_TM=torch.arange(*window, device=device) <= torch.tensor(rows, device=device)[:, None],
                 )
             )
-            if settings.mode == "chunked" and window_first > 0:
-                full_view += layout.time_positions(first, end)
-        times = layout.time_positions(blocks[0][0], blocks[-1][1])
-        self._summary_T = torch.tensor(times, device=device) - start
+            limited += rows
+            full_view += times
+        self._summary_T = torch.tensor(layout.time_positions(blocks[0][0], blocks[-1][1]), device=device) - start
+        self._num_causal = num_causal
+        self._limited_T = torch.tensor(limited, dtype=torch.long, device=device) - start
         if full_view:
-            self._time_T = torch.tensor(full_view, device=device) - start
-            self._time_mask_TO = torch.arange(self._stop - start, device=device) <= self._time_T[:, None]
+            self._full_view_T = torch.tensor(full_view, device=device) - start
+            self._full_view_mask_TO = torch.arange(self._stop - start, device=device) <= self._full_view_T[:, None]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         keys, values = self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0]
@@ -349,20 +381,31 @@ class _SegmentAttention:
         every = (self._cache.keys(layer, self._stop)[None], self._cache.values(layer, self._stop)[None])
         if not self._blocks:
             return attend(q, *every, causal=True, reuse=self._reuse, backend=self._backend)
+        out_BNTDh = torch.empty_like(q)
+        if self._num_causal:
+            free = _between(every, 0, self._start + self._num_causal)
+            out_BNTDh[:, :, : self._num_causal] = attend(
+                q[:, :, : self._num_causal], *free, causal=True, reuse=self._reuse, backend=self._backend
+            )
         end = self._summary.length + len(self._summary_T)
         summary = (self._summary.keys(layer, end)[None], self._summary.values(layer, end)[None])
-        outputs = [block.attend(q, every, summary, self._backend) for block in self._blocks]
-        out_BNTDh = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        if self._time_T is None:
-            return out_BNTDh
-        time_rows = attend_parts(
-            q.index_select(2, self._time_T),
-            [_between(every, 0, self._start)],
-            _between(every, self._start, self._stop),
-            self._time_mask_TO,
-            reuse=self._time_reuse,
-        )
-        return out_BNTDh.index_copy(2, self._time_T, time_rows)
+        out_BNTDh.index_copy_(2, self._limited_T, self._attend_windows(q, every, summary))
+        if self._full_view_T is not None:
+            full_view = attend_parts(
+                q.index_select(2, self._full_view_T),
+                [_between(every, 0, self._start)],
+                _between(every, self._start, self._stop),
+                self._full_view_mask_TO,
+                reuse=self._time_reuse,
+            )
+            out_BNTDh.index_copy_(2, self._full_view_T, full_view)
+        return out_BNTDh
+
+    def _attend_windows(self, q: Tensor, every: tuple[Tensor, Tensor], summary: tuple[Tensor, Tensor]) -> Tensor:
+        """The limited rows, in order. What all of them see of the summary is attended in one call."""
+        limited = q.index_select(2, self._limited_T)
+        common = attend_part(limited, *_between(summary, 0, self._common))
+        return torch.cat([block.attend(limited, every, summary, common, self._common) for block in self._blocks], dim=2)
 
     def finish(self) -> None:
         """Count the pass's tokens as held."""
@@ -371,24 +414,36 @@ class _SegmentAttention:
 
 
 class _BlockRows:
-    """Some rows of a pass: over prefix and the timestamp tokens ``times``, and causally over the window's keys."""
+    """The limited rows of one block, ``rows`` among those of its pass.
 
-    def __init__(self, rows: slice, prefix: int, times: tuple[int, int], window: tuple[int, int]) -> None:
-        self._rows, self._prefix, self._window, self._reuse = rows, prefix, window, BiasReuse()
-        self._times = (prefix + times[0], prefix + times[1])
+    They see the spans ``seen`` of the summary, and of the window's keys those that ``mask_TM`` lets them.
+    """
+
+    def __init__(
+        self, rows: tuple[int, int], seen: list[tuple[int, int]], window: tuple[int, int], mask_TM: Tensor
+    ) -> None:
+        self._rows, self._seen, self._window = rows, seen, window
+        self._mask_TM, self._reuse = mask_TM, BiasReuse()
 
     def attend(
-        self, q: Tensor, every: tuple[Tensor, Tensor], summary: tuple[Tensor, Tensor], backend: AttentionBackend
+        self,
+        q: Tensor,
+        every: tuple[Tensor, Tensor],
+        summary: tuple[Tensor, Tensor],
+        common: PartialAttention | None,
+        num_common: int,
     ) -> Tensor:
-        q, own = q[:, :, self._rows], _between(every, *self._window)
-        if self._window[0] == 0:
-            return attend(q, *own, causal=True, reuse=self._reuse, backend=backend)
-        if self._times[0] == self._prefix:
-            seen = [_between(summary, 0, self._times[1])]
-        else:
-            seen = [_between(summary, 0, self._prefix), _between(summary, *self._times)]
-        mask_TM = lower_right_mask(q.shape[2], own[0].shape[2], q.device)
-        return attend_parts(q, seen, own, mask_TM, reuse=self._reuse)
+        """``common``, where it is given, is what the pass's rows attend to in the summary's first ``num_common``."""
+        start, stop = self._rows
+        seen = self._seen if common is None else [(max(first, num_common), end) for first, end in self._seen]
+        return attend_parts(
+            q[:, :, start:stop],
+            [_between(summary, first, end) for first, end in seen if first < end],
+            _between(every, *self._window),
+            self._mask_TM,
+            before=None if common is None else common.rows(start, stop),
+            reuse=self._reuse,
+        )
 
 
 def _between(kv: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:

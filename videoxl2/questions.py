@@ -4,7 +4,7 @@ The questions' tokens are appended to the one cache, one after another, and a ma
 seeing another's. A token's position counts from the end of the video within its own question, so each question sees
 exactly what it would see alone.
 
-Shapes: B batch, T tokens of a pass, M keys, N query heads, Dh head width.
+Shapes: B batch, T tokens of a pass, M tokens of all questions so far, N query heads, Dh head width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 import torch
 from torch import Tensor
 
-from videoxl2.attention import BiasReuse, attend
+from videoxl2.attention import BiasReuse, attend_parts
 from videoxl2.decode import TokenStep
 from videoxl2.kv import KVCache
 from videoxl2.language import CachedAttention, LayerAttention, QwenDecoder
@@ -98,14 +98,14 @@ class _SharedAttention:
     def __init__(
         self, decoder: QwenDecoder, cache: KVCache, video: int, owners: Sequence[int], positions: Sequence[int]
     ) -> None:
-        self._cache, self._start, self._end = cache, cache.length, video + len(owners)
+        self._cache, self._video, self._start, self._end = cache, video, cache.length, video + len(owners)
         device, count = cache.device, len(positions)
         positions_T = torch.tensor(positions, device=device)
         self._rotary = RotaryTable(positions_T, decoder.spec.head_dim, decoder.spec.rope_theta, decoder.dtype)
         owners_M = torch.tensor(owners, device=device)
         same_TM = owners_M[-count:, None] == owners_M[None, :]
         earlier_TM = torch.ones_like(same_TM).tril_(len(owners) - count)
-        self._mask_TM = torch.cat((same_TM.new_ones(count, video), same_TM & earlier_TM), dim=1)
+        self._mask_TM = same_TM & earlier_TM
         self._reuse = BiasReuse()
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
@@ -113,4 +113,6 @@ class _SharedAttention:
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         keys, values = self._cache.keys(layer, self._end)[None], self._cache.values(layer, self._end)[None]
-        return attend(self._rotary.rotate(q_BNTDh), keys, values, mask_TM=self._mask_TM, reuse=self._reuse)
+        video = (keys[:, :, : self._video], values[:, :, : self._video])
+        own = (keys[:, :, self._video :], values[:, :, self._video :])
+        return attend_parts(self._rotary.rotate(q_BNTDh), [video], own, self._mask_TM, reuse=self._reuse)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from videoxl2.config import RelevanceKind
 from videoxl2.decode import assemble_cache
 from videoxl2.kv import ChunkKV, KVCache
 from videoxl2.language import CachedAttention, QwenDecoder
@@ -75,6 +76,14 @@ def chunk_similarities(question_E: Tensor, chunk_vectors_E: Sequence[Tensor]) ->
     return tuple(torch.stack(best).tolist()) if best else ()
 
 
+Pooling: TypeAlias = Literal["mean", "max", "head_max", "token_max", "last"]
+"""How one layer's attention becomes one number per chunk (``pool_attention``)."""
+POOLINGS: tuple[Pooling, ...] = ("mean", "max", "head_max", "token_max", "last")
+DEFAULT_LAYERS: tuple[int, ...] | None = None
+DEFAULT_POOLING: Pooling = "mean"
+"""Layers (None: all) and pooling of the attention score; ``tests/benchmarks/bench_relevance.py`` compares them."""
+
+
 @dataclass(frozen=True)
 class AttentionRelevance:
     """How much the question's tokens attend to each chunk of the (sparse) video, in the model itself.
@@ -82,41 +91,73 @@ class AttentionRelevance:
     The chunks are assembled, the question is run over them once, and of every chosen layer and head the attention
     that falls on a chunk is divided by the chunk's number of tokens; a score is relative to the mean over all video
     tokens, so 1 is what an indifferent model would give, whatever the chunk's length or level. ``pooling`` joins
-    question tokens and heads: ``mean`` asks what the question attends to on the whole, ``max`` whether any head of any
-    token does. ``layers`` and ``heads`` None take all; which are best is a matter of measurement and has not been
-    measured yet. Scores depend on where in the context a chunk stands, as attention does.
+    question tokens and heads, the mean joins layers. ``layers`` and ``heads`` None take all. Scores depend on where in
+    the context a chunk stands, as attention does.
     """
 
     model: AskedModel
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = DEFAULT_LAYERS
     heads: tuple[int, ...] | None = None
-    pooling: Literal["mean", "max"] = "mean"
+    pooling: Pooling = DEFAULT_POOLING
     max_tokens: int | None = None
 
-    @torch.no_grad()
     def scores(self, question: str, chunks: Sequence[ChunkKV]) -> list[float]:
         """Relative attention per chunk. Raises ``ContextOverflow`` where the chunks do not fit the context."""
         if not chunks:
             return []
-        decoder = self.model.language
-        cache = assemble_cache(self.model, chunks, max_tokens=self.max_tokens)
-        start = cache.length - sum(chunk.num_tokens for chunk in chunks)
-        _, suffix_ids = self.model.tokenizer.prompt_parts(question)
-        end = cache.length + len(suffix_ids)
-        cache.reserve(end)
-        layers = range(decoder.spec.num_layers) if self.layers is None else self.layers
-        attention = _MassAttention(
-            decoder, cache, end, frozenset(layers), [chunk.num_tokens for chunk in chunks], start
-        )
-        decoder.run(decoder.embed(suffix_ids)[None], attention)
-        mass_ANTC = torch.stack(attention.masses)
+        relative_ANTC = question_attention(self.model, question, chunks, self.layers, max_tokens=self.max_tokens)
         if self.heads is not None:
-            mass_ANTC = mass_ANTC[:, list(self.heads)]
-        lengths_C = torch.tensor([chunk.num_tokens for chunk in chunks], device=mass_ANTC.device)
-        uniform = mass_ANTC.sum(dim=-1, keepdim=True).clamp_min(1e-30) / lengths_C.sum()
-        relative_ANTC = mass_ANTC / lengths_C.clamp_min(1) / uniform
-        pooled_AC = relative_ANTC.mean(dim=(1, 2)) if self.pooling == "mean" else relative_ANTC.amax(dim=(1, 2))
-        return _finite(pooled_AC.mean(dim=0).tolist())
+            relative_ANTC = relative_ANTC[:, list(self.heads)]
+        return _finite(pool_attention(relative_ANTC, self.pooling).mean(dim=0).tolist())
+
+
+@torch.no_grad()
+def question_attention(
+    model: AskedModel,
+    question: str,
+    chunks: Sequence[ChunkKV],
+    layers: Sequence[int] | None = None,
+    *,
+    max_tokens: int | None = None,
+) -> Tensor:
+    """Attention [A, N, T, C] of the question's tokens per token of each chunk, relative to the mean over the video.
+
+    ``layers`` None takes all; A counts those that were taken, in their order in the model. Raises ``ValueError`` for
+    a layer that the model lacks, ``ContextOverflow`` where the chunks do not fit.
+    """
+    decoder = model.language
+    chosen = frozenset(range(decoder.spec.num_layers) if layers is None else layers)
+    if not chosen or not chosen <= set(range(decoder.spec.num_layers)):
+        raise ValueError(f"layers {sorted(chosen)} are not some of the model's {decoder.spec.num_layers}")
+    cache = assemble_cache(model, chunks, max_tokens=max_tokens)
+    lengths = [chunk.num_tokens for chunk in chunks]
+    _, suffix_ids = model.tokenizer.prompt_parts(question)
+    end = cache.length + len(suffix_ids)
+    cache.reserve(end)
+    attention = _MassAttention(decoder, cache, end, chosen, lengths, cache.length - sum(lengths))
+    decoder.run(decoder.embed(suffix_ids)[None], attention)
+    mass_ANTC = torch.stack(attention.masses)
+    lengths_C = torch.tensor(lengths, device=mass_ANTC.device)
+    uniform = mass_ANTC.sum(dim=-1, keepdim=True).clamp_min(1e-30) / lengths_C.sum()
+    return mass_ANTC / lengths_C.clamp_min(1) / uniform
+
+
+def pool_attention(relative_ANTC: Tensor, pooling: Pooling) -> Tensor:
+    """One number per layer and chunk [A, C].
+
+    ``mean`` asks what the question attends to on the whole, ``max`` whether any head of any token does, ``head_max``
+    whether any head does over all tokens, ``token_max`` whether any token does over all heads, ``last`` what the last
+    token, from which the answer begins, attends to.
+    """
+    if pooling == "mean":
+        return relative_ANTC.mean(dim=(1, 2))
+    if pooling == "max":
+        return relative_ANTC.amax(dim=(1, 2))
+    if pooling == "head_max":
+        return relative_ANTC.mean(dim=2).amax(dim=1)
+    if pooling == "token_max":
+        return relative_ANTC.mean(dim=1).amax(dim=1)
+    return relative_ANTC[:, :, -1].mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -143,6 +184,20 @@ class FusedRelevance:
             for index, score in enumerate(standard_scores(part.scores(question, chunks))):
                 fused[index] += weight * score
         return fused
+
+
+def relevance_of(kind: RelevanceKind, similarities: Sequence[float], model: AskedModel | None) -> Relevance:
+    """The relevance of a name: ``embedding`` (the similarities), ``attention``, or both fused with equal weight.
+
+    ``embedding`` needs no model and looks at no chunk. Raises ``ValueError`` where a model is needed and not given.
+    """
+    embedding = EmbeddingRelevance(tuple(similarities))
+    if kind == "embedding":
+        return embedding
+    if model is None:
+        raise ValueError(f"relevance {kind!r} needs a model")
+    attention = AttentionRelevance(model)
+    return attention if kind == "attention" else FusedRelevance((embedding, attention), (1.0, 1.0))
 
 
 def standard_scores(scores: Sequence[float]) -> list[float]:

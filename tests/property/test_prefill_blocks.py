@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parity.tolerances import BATCHED, CHUNKED
+from videoxl2 import attention as attention_module
+from videoxl2 import prefill as prefill_module
 from videoxl2.config import LanguageSpec, PrefillSettings
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
@@ -42,6 +46,16 @@ def layout_of(time_lengths: list[int], tokens_per_group: int, prefix: int) -> To
     return TokenLayout.build(range(prefix), time_ids, tokens_per_group)
 
 
+@contextmanager
+def passes_of(tokens: int, *, has_log_sum: bool = True) -> Iterator[None]:
+    """Passes of at least so many tokens, and attention with or without a kernel that gives the log-sum-exp."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefill_module, "PASS_TOKENS", tokens)
+        if not has_log_sum:
+            patch.setattr(attention_module, "_gives_log_sum", lambda q: False)
+        yield
+
+
 def joined(result: PrefillResult) -> torch.Tensor:
     return torch.cat([result.prefix_kv, *(chunk.kv_LSKMDh for chunk in result.chunks)], dim=3)
 
@@ -56,6 +70,8 @@ def joined(result: PrefillResult) -> torch.Tensor:
     chunk_groups=st.integers(1, 6),
     mode=st.sampled_from(["chunked", "bounded", "plain"]),
     timestamp_groups=st.none() | st.integers(0, 5),
+    pass_tokens=st.integers(1, 60),
+    has_log_sum=st.booleans(),
     seed=st.integers(0, 5),
 )
 def test_blocks_equal_one_masked_pass(
@@ -67,6 +83,8 @@ def test_blocks_equal_one_masked_pass(
     chunk_groups: int,
     mode: str,
     timestamp_groups: int | None,
+    pass_tokens: int,
+    has_log_sum: bool,
     seed: int,
 ) -> None:
     layout = layout_of(time_lengths, tokens_per_group, prefix)
@@ -80,7 +98,8 @@ def test_blocks_equal_one_masked_pass(
             "timestamp_groups": timestamp_groups if mode == "bounded" else None,
         }
     )
-    streamed = prefill_layout(decoder(), layout, visual, times, knobs, chunk_groups)
+    with passes_of(pass_tokens, has_log_sum=has_log_sum):
+        streamed = prefill_layout(decoder(), layout, visual, times, knobs, chunk_groups)
     masked = prefill_masked(decoder(), layout, visual, times, knobs, chunk_groups).result
     assert [chunk.groups for chunk in streamed.chunks] == [chunk.groups for chunk in masked.chunks]
     assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
@@ -170,15 +189,17 @@ class Segmenter:
     block_groups=st.integers(1, 4),
     chunk_groups=st.integers(1, 6),
     mode=st.sampled_from(["chunked", "bounded", "plain"]),
+    pass_tokens=st.integers(1, 60),
 )
 def test_a_batch_of_segments_equals_each_alone(
-    lengths: list[int], block_groups: int, chunk_groups: int, mode: str
+    lengths: list[int], block_groups: int, chunk_groups: int, mode: str, pass_tokens: int
 ) -> None:
     model = Segmenter(decoder(), FixedTokenizer())
     knobs = PrefillSettings.model_validate({"block_groups": block_groups, "previous_blocks": 1, "mode": mode})
     generator = torch.Generator().manual_seed(sum(lengths))
     segments = [(torch.randn(n, 3, 24, generator=generator), [float(7 * g + n) for g in range(n)]) for n in lengths]
-    together = prefill_batch(model, segments, knobs, chunk_groups)
+    with passes_of(pass_tokens):
+        together = prefill_batch(model, segments, knobs, chunk_groups)
     assert len(together) == len(segments)
     for found, (visual, times) in zip(together, segments, strict=True):
         alone = prefill(model, visual, times, knobs, chunk_groups)

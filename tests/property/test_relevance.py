@@ -15,11 +15,15 @@ from videoxl2.decode import select_levels
 from videoxl2.kv import ChunkKV, KVLevel, sparsify
 from videoxl2.model import VideoXL2
 from videoxl2.relevance import (
+    POOLINGS,
     AttentionRelevance,
     EmbeddingRelevance,
     FusedRelevance,
     Relevance,
     chunk_similarities,
+    pool_attention,
+    question_attention,
+    relevance_of,
     standard_scores,
 )
 
@@ -39,7 +43,8 @@ def model() -> VideoXL2:
 
 @pytest.fixture(scope="module")
 def chunks(model: VideoXL2) -> list[ChunkKV]:
-    visual = torch.randn(14, 36, 128, generator=torch.Generator().manual_seed(1))
+    shape = (14, model.spec.tokens_per_group, model.spec.language.width)
+    visual = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     knobs = PrefillSettings(block_groups=2, previous_blocks=2)
     return list(model.prefill(visual, [4.0 * g for g in range(14)], knobs, chunk_groups=3).chunks)
 
@@ -111,19 +116,20 @@ def test_attention_mass_is_that_of_the_weights(model: VideoXL2, chunks: list[Chu
     cache = model.assemble(sparse)
     length, start = cache.length, cache.length - sum(chunk.num_tokens for chunk in sparse)
     _, suffix = model.tokenizer.prompt_parts(QUESTION)
-    decoder = model.language
+    decoder, spec = model.language, model.spec.language
+    head = spec.num_heads - 1
     with torch.no_grad():
         layer = decoder.layers[0]
         normed = layer.input_layernorm(decoder.embed(suffix)[None])  # type: ignore[operator]
-        q = decoder.rotary(length, length + len(suffix)).rotate(layer.self_attn.queries(normed))[0, 3]  # type: ignore[operator, union-attr]
+        q = decoder.rotary(length, length + len(suffix)).rotate(layer.self_attn.queries(normed))[0, head]  # type: ignore[operator, union-attr]
         decoder.extend(cache, decoder.embed(suffix))
-        logits = q @ cache.keys(0, cache.length)[1].T * 32**-0.5
+        logits = q @ cache.keys(0, cache.length)[-1].T * spec.head_dim**-0.5
         hidden = torch.arange(cache.length) > length + torch.arange(len(suffix))[:, None]
         weights = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
     per_chunk = torch.stack([w.sum(dim=1) for w in weights[:, start:length].split([c.num_tokens for c in sparse], 1)])
     density = per_chunk / torch.tensor([c.num_tokens for c in sparse])[:, None]
     expected = (density / (per_chunk.sum(dim=0) / (length - start))).mean(dim=1)
-    found = AttentionRelevance(model, layers=(0,), heads=(3,)).scores(QUESTION, sparse)
+    found = AttentionRelevance(model, layers=(0,), heads=(head,)).scores(QUESTION, sparse)
     assert found == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -141,12 +147,66 @@ def test_the_question_and_the_choice_of_heads_matter(model: VideoXL2, chunks: li
     assert scores == AttentionRelevance(model).scores(QUESTION, chunks)
     assert scores != AttentionRelevance(model).scores("Is there anything unusual?", chunks)
     assert scores != AttentionRelevance(model, layers=(1,)).scores(QUESTION, chunks)
-    single = [AttentionRelevance(model, heads=(head,)).scores(QUESTION, chunks) for head in range(4)]
-    assert [math.fsum(column) / 4 for column in zip(*single, strict=True)] == pytest.approx(scores, abs=1e-5)
-    both = AttentionRelevance(model, heads=(2, 0), layers=(3, 1)).scores(QUESTION, chunks)
-    assert both == pytest.approx(AttentionRelevance(model, heads=(0, 2), layers=(1, 3)).scores(QUESTION, chunks))
+    heads, layers = model.spec.language.num_heads, model.spec.language.num_layers
+    single = [AttentionRelevance(model, heads=(head,)).scores(QUESTION, chunks) for head in range(heads)]
+    assert [math.fsum(column) / heads for column in zip(*single, strict=True)] == pytest.approx(scores, abs=1e-5)
+    both = AttentionRelevance(model, heads=(1, 0), layers=(layers - 1, 1)).scores(QUESTION, chunks)
+    assert both == pytest.approx(
+        AttentionRelevance(model, heads=(0, 1), layers=(1, layers - 1)).scores(QUESTION, chunks)
+    )
     highest = AttentionRelevance(model, pooling="max").scores(QUESTION, chunks)
     assert all(high >= mean for high, mean in zip(highest, scores, strict=True))
+
+
+@SEEDED
+@given(
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    tokens=st.integers(1, 5),
+    count=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_poolings_are_what_they_say(layers: int, heads: int, tokens: int, count: int, seed: int) -> None:
+    relative = torch.rand(layers, heads, tokens, count, generator=torch.Generator().manual_seed(seed))
+    found = {pooling: pool_attention(relative, pooling) for pooling in POOLINGS}
+    for a in range(layers):
+        for c in range(count):
+            cell = relative[a, :, :, c].tolist()
+            by_head = [math.fsum(row) / tokens for row in cell]
+            by_token = [math.fsum(column) / heads for column in zip(*cell, strict=True)]
+            expected = {
+                "mean": math.fsum(by_head) / heads,
+                "max": max(map(max, cell)),
+                "head_max": max(by_head),
+                "token_max": max(by_token),
+                "last": by_token[-1],
+            }
+            assert {name: float(found[name][a, c]) for name in POOLINGS} == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_are_the_pooled_attention(model: VideoXL2, chunks: list[ChunkKV]) -> None:
+    """One pass of the question serves every choice of layers and pooling, as the benchmark uses it."""
+    everything = question_attention(model, QUESTION, chunks)
+    layers = model.spec.language.num_layers
+    assert everything.shape[:2] == (layers, model.spec.language.num_heads) and everything.shape[3] == len(chunks)
+    for pooling in POOLINGS:
+        for chosen in ((0,), (layers - 1,), tuple(range(layers))):
+            expected = pool_attention(everything[list(chosen)], pooling).mean(dim=0).tolist()
+            scores = AttentionRelevance(model, layers=chosen, pooling=pooling).scores(QUESTION, chunks)
+            assert scores == pytest.approx(expected, abs=1e-5)
+    for wrong in ((), (layers,), (-1,)):
+        with pytest.raises(ValueError, match="layers"):
+            question_attention(model, QUESTION, chunks, wrong)
+
+
+def test_the_names_of_the_settings(model: VideoXL2, chunks: list[ChunkKV]) -> None:
+    similarities = (0.1, 0.2, 0.9, 0.3, 0.0)
+    assert relevance_of("embedding", similarities, None) == EmbeddingRelevance(similarities)
+    assert relevance_of("attention", similarities, model) == AttentionRelevance(model)
+    fused = relevance_of("fused", similarities, model)
+    assert isinstance(fused, FusedRelevance) and fused.parts[0] == EmbeddingRelevance(similarities)
+    with pytest.raises(ValueError, match="needs a model"):
+        relevance_of("attention", similarities, None)
 
 
 def test_all_three_choose_levels(model: VideoXL2, chunks: list[ChunkKV]) -> None:

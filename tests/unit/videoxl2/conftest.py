@@ -17,14 +17,16 @@ def tiny_model() -> VideoXL2:
 
 
 @pytest.fixture(scope="session")
-def tiny_pixels() -> Tensor:
+def tiny_pixels(tiny_model: VideoXL2) -> Tensor:
     """Ten frames that differ from each other: two whole groups and a half."""
-    return torch.rand(10, 3, 208, 208, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    side = tiny_model.spec.vision.image_size
+    return torch.rand(10, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.fixture(scope="session")
 def tiny_prefill(tiny_model: VideoXL2) -> PrefillResult:
     """Fourteen groups in chunks of three."""
-    visual = torch.randn(14, 36, 128, generator=torch.Generator().manual_seed(1))
+    shape = (14, tiny_model.spec.tokens_per_group, tiny_model.spec.language.width)
+    visual = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     settings = PrefillSettings(block_groups=2, previous_blocks=2)
     return tiny_model.prefill(visual, [4.0 * group for group in range(14)], settings, chunk_groups=3)

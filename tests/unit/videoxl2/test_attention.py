@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from videoxl2 import attention
-from videoxl2.attention import AttentionBackend, BiasReuse, attend, attend_parts, choose_backend, lower_right_mask
+from videoxl2.attention import (
+    AttentionBackend,
+    BiasReuse,
+    attend,
+    attend_part,
+    attend_parts,
+    choose_backend,
+    lower_right_mask,
+)
 from videoxl2.errors import ModelError
 
 
@@ -123,6 +131,42 @@ def test_parts_equal_one_call_over_all_keys(
     *seen, last = zip(k.split([*sizes, own], 2), v.split([*sizes, own], 2), strict=True)
     found = attend_parts(q, seen, last, own_mask)
     torch.testing.assert_close(found, written_out(q, k, v, mask), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_what_many_queries_see_is_attended_once_for_all(heads: int, kv_heads: int) -> None:
+    """A first part for all queries, cut by rows and joined with what only some of them see."""
+    q, k, v = random_qkv(6, 20, heads, kv_heads)
+    common = attend_part(q, k[:, :, :9], v[:, :, :9])
+    assert common is not None
+    rows = q[:, :, 2:5]
+    own_mask = lower_right_mask(3, 7)
+    mask = torch.cat((torch.ones(3, 13, dtype=torch.bool), own_mask), dim=1)
+    seen, own = [(k[:, :, 9:13], v[:, :, 9:13])], (k[:, :, 13:], v[:, :, 13:])
+    found = attend_parts(rows, seen, own, own_mask, before=common.rows(2, 5))
+    torch.testing.assert_close(found, written_out(rows, k, v, mask), atol=1e-5, rtol=0)
+    assert attend_part(q, k[:, :, :0], v[:, :, :0]) is None
+
+
+def test_no_part_is_made_where_no_kernel_gives_the_log_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_gives_log_sum", lambda q: False)
+    q, k, v = random_qkv(3, 8, 2, 2)
+    assert attend_part(q, k, v) is None
+    torch.testing.assert_close(
+        attend(q, k, v, causal=True), written_out(q, k, v, lower_right_mask(3, 8)), atol=1e-5, rtol=0
+    )
+
+
+def test_gradients_pass_through_causal_attention_over_earlier_keys() -> None:
+    """The kernels that give the log-sum-exp give no gradient through it, so training takes another way."""
+    q, k, v = (x.requires_grad_() for x in random_qkv(3, 11, 4, 2))
+    attend(q, k, v, causal=True).square().sum().backward()
+    found = [x.grad for x in (q, k, v)]
+    for x in (q, k, v):
+        x.grad = None
+    written_out(q, k, v, lower_right_mask(3, 11)).square().sum().backward()
+    for ours, x in zip(found, (q, k, v), strict=True):
+        torch.testing.assert_close(ours, x.grad, atol=1e-5, rtol=0)
 
 
 def test_parts_share_the_mask_between_layers() -> None:

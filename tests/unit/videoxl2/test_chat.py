@@ -41,7 +41,7 @@ def ask(model: VideoXL2, pieces: list[Any]) -> str:
 
 
 def test_index_is_encode_and_prefill(tiny_model: VideoXL2, frames: np.ndarray, indexed: PrefillResult) -> None:
-    visual = tiny_model.encode_frames(frames_to_pixels(frames, 208))
+    visual = tiny_model.encode_frames(frames_to_pixels(frames, tiny_model.spec.vision.image_size))
     expected = tiny_model.prefill(visual, TIMES[::4], WINDOW, 2)
     assert indexed.times == tuple(TIMES[::4]) and indexed.settings == WINDOW
     for ours, theirs in zip(indexed.chunks, expected.chunks, strict=True):

@@ -23,7 +23,8 @@ def tokens_of(model: VideoXL2, pieces: list[ChunkKV | HeaderIds], count: int = 8
 
 
 def test_all_dense_reload_answers_like_one_masked_pass(tiny_model: VideoXL2) -> None:
-    visual = torch.randn(7, 36, 128, generator=torch.Generator().manual_seed(5))
+    shape = (7, tiny_model.spec.tokens_per_group, tiny_model.spec.language.width)
+    visual = torch.randn(shape, generator=torch.Generator().manual_seed(5))
     times = [4.0 * group for group in range(7)]
     knobs = PrefillSettings(block_groups=2, previous_blocks=1)
     _, suffix = tiny_model.tokenizer.prompt_parts(QUESTION)

@@ -13,7 +13,7 @@ from videoxl2.projector import VisualProjector
 
 def test_shape_of_the_packaged_model(tiny_model: VideoXL2) -> None:
     spec = tiny_model.spec
-    assert (spec.vision.image_size, spec.vision.patch_grid, spec.dts.grid, spec.tokens_per_group) == (208, 13, 12, 36)
+    assert spec.dts.frames_per_group == 4 and spec.tokens_per_group == (spec.dts.grid // spec.pool_stride) ** 2
     assert tiny_model.device.type == "cpu" and tiny_model.dtype == torch.float32
     assert tiny_model.info.folder.name == "tiny"
     assert not any(parameter.requires_grad for parameter in tiny_model.parameters())
@@ -22,7 +22,8 @@ def test_shape_of_the_packaged_model(tiny_model: VideoXL2) -> None:
 
 def test_frames_become_varied_finite_tokens(tiny_model: VideoXL2, tiny_pixels: torch.Tensor) -> None:
     visual = tiny_model.encode_frames(tiny_pixels)
-    assert visual.shape == (3, 36, 128) and visual.isfinite().all()
+    assert visual.shape == (3, tiny_model.spec.tokens_per_group, tiny_model.spec.language.width)
+    assert visual.isfinite().all()
     assert float(visual.std()) > 0.1 and not torch.allclose(visual[0], visual[1], atol=1e-2)
 
 
@@ -39,8 +40,12 @@ def test_batching_changes_nothing(tiny_model: VideoXL2, tiny_pixels: torch.Tenso
     torch.testing.assert_close(found, tiny_model.encode_frames(tiny_pixels), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 208, 208), (2, 3, 208, 200), (3, 208, 208)])
+@pytest.mark.parametrize("shape", [(0, 3, 0, 0), (2, 3, 0, -8), (3, 0, 0)])
 def test_other_pixels_are_refused(tiny_model: VideoXL2, shape: tuple[int, ...]) -> None:
+    """The last two numbers are relative to the model's image side."""
+    *rest, height, width = shape
+    side = tiny_model.spec.vision.image_size
+    shape = (*rest, side + height, side + width)
     with pytest.raises(ValueError, match="pixels are"):
         tiny_model.encode_frames(torch.zeros(shape))
 
@@ -58,11 +63,14 @@ def test_max_pooling_is_read_from_the_configuration(tiny_model: VideoXL2) -> Non
     spec = ModelSpec.from_config({**tiny_model.spec.to_config(), "mm_spatial_pool_mode": "max"})
     projector = VisualProjector(spec)
     projector.load_state_dict(tiny_model.projector.state_dict())
-    features = torch.randn(1, 144, 64, generator=torch.Generator().manual_seed(0))
+    grid = spec.dts.grid
+    features = torch.randn(1, grid**2, spec.dts.channels, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        mlp = projector.mlp(features).view(12, 12, 128)
+        mlp = projector.mlp(features).view(grid, grid, -1)
         found = projector(features)
-    torch.testing.assert_close(found[0, 7], mlp[2:4, 2:4].amax(dim=(0, 1)))
+    step = spec.pool_stride
+    expected = mlp[step : 2 * step, step : 2 * step].amax(dim=(0, 1))
+    torch.testing.assert_close(found[0, grid // step + 1], expected)
 
 
 def test_defaults_of_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

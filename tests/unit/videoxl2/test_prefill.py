@@ -15,71 +15,105 @@ from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill_pieces, video_layout
 
 
-def visual_tokens(groups: int) -> torch.Tensor:
-    return torch.randn(groups, 36, 128, generator=torch.Generator().manual_seed(groups))
+def visual_tokens(model: VideoXL2, groups: int) -> torch.Tensor:
+    shape = (groups, model.spec.tokens_per_group, model.spec.language.width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(groups))
 
 
 def test_overflow_is_found_before_any_work(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QwenDecoder, "run_keys_values", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ContextOverflow) as caught:
-        tiny_model.prefill(visual_tokens(5), [0.0] * 5, PrefillSettings(max_tokens=100))
-    assert caught.value.limit == 100 and caught.value.needed > 5 * 36
+        tiny_model.prefill(visual_tokens(tiny_model, 5), [0.0] * 5, PrefillSettings(max_tokens=100))
+    assert caught.value.limit == 100 and caught.value.needed > 5 * tiny_model.spec.tokens_per_group
 
 
 def test_times_must_match_the_groups(tiny_model: VideoXL2) -> None:
     with pytest.raises(ValueError, match="2 times for 3"):
-        tiny_model.prefill(visual_tokens(3), [0.0, 4.0])
+        tiny_model.prefill(visual_tokens(tiny_model, 3), [0.0, 4.0])
 
 
 def test_no_groups_gives_only_the_prefix(tiny_model: VideoXL2) -> None:
-    result = tiny_model.prefill(visual_tokens(0), [])
+    result = tiny_model.prefill(visual_tokens(tiny_model, 0), [])
     assert result.chunks == [] and result.prefix_kv.shape[3] == len(tiny_model.tokenizer.prefix_ids())
 
 
 def test_chunks_carry_their_groups_and_own_their_memory(tiny_model: VideoXL2) -> None:
     times = [4.0 * group for group in range(8)]
-    result = tiny_model.prefill(visual_tokens(8), times, chunk_groups=3)
+    result = tiny_model.prefill(visual_tokens(tiny_model, 8), times, chunk_groups=3)
     assert [chunk.num_groups for chunk in result.chunks] == [3, 3, 2]
     assert result.times == tuple(times)
     for chunk in result.chunks:
         assert chunk.kv_LSKMDh.is_contiguous()
         assert chunk.kv_LSKMDh.untyped_storage().nbytes() == chunk.num_bytes
-        assert all(num_visual == 36 and num_time > 0 for num_time, num_visual in chunk.groups)
+        assert all(
+            num_visual == tiny_model.spec.tokens_per_group and num_time > 0 for num_time, num_visual in chunk.groups
+        )
 
 
-def test_work_per_block_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a block, keys that its visual rows see (window, prefix, timestamps), and masks no longer than a pass."""
-    calls: list[tuple[int, int, int]] = []
-    real = prefill_module.attend_parts
+def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Visual rows see window, prefix and timestamps; timestamp rows see all, once; no mask is longer than a pass."""
+    blocks: list[tuple[int, int, int]] = []
+    full_view: list[tuple[int, int, int]] = []
+    commons: list[tuple[int, int]] = []
+    real_parts, real_part = prefill_module.attend_parts, prefill_module.attend_part
 
-    def recorded(
+    def recorded_parts(
         q: torch.Tensor,
         seen: list[tuple[torch.Tensor, torch.Tensor]],
         own: tuple[torch.Tensor, torch.Tensor],
-        *rest: Any,
+        mask: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
+        assert mask.shape == (q.shape[2], own[0].shape[2])
+        calls = blocks if "before" in options else full_view
         calls.append((q.shape[2], sum(k.shape[2] for k, _ in seen), own[0].shape[2]))
-        return real(q, seen, own, *rest, **options)
+        return real_parts(q, seen, own, mask, **options)
 
-    monkeypatch.setattr(prefill_module, "attend_parts", recorded)
+    def recorded_part(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        commons.append((q.shape[2], k.shape[2]))
+        return real_part(q, k, v)
+
+    monkeypatch.setattr(prefill_module, "attend_parts", recorded_parts)
+    monkeypatch.setattr(prefill_module, "attend_part", recorded_part)
     groups, settings = 30, PrefillSettings(block_groups=2, previous_blocks=1)
-    layout = video_layout(tiny_model.tokenizer, [4.0 * g for g in range(groups)], visual_tokens(groups))
-    tiny_model.prefill(visual_tokens(groups), [4.0 * g for g in range(groups)], settings)
+    visual = visual_tokens(tiny_model, groups)
+    layout = video_layout(tiny_model.tokenizer, [4.0 * g for g in range(groups)], visual)
     longest_block = 2 * max(span.end - span.start for span in layout.spans)
-    kept = layout.visual_start + layout.num_time_tokens(groups)
-    full_view = [call for call in calls if call[1] > kept]
-    for rows, seen, own in calls:
-        if seen > kept or own > 2 * longest_block:
-            assert rows <= 4 * 2 * 12, "only timestamp rows of a pass see everything"
-        assert own <= 4 * longest_block
+    monkeypatch.setattr(prefill_module, "PASS_TOKENS", 3 * longest_block + 1)  # passes of four blocks
+    tiny_model.prefill(visual, [4.0 * g for g in range(groups)], settings)
     layers = tiny_model.spec.language.num_layers - 1
-    assert len(calls) == layers * ((15 - 2) + 4), "one call per layer and block, one more per pass of four blocks"
-    assert len(full_view) == layers * 3, "the first pass has nothing before it but the prefix"
+    kept = layout.visual_start + layout.num_time_tokens(groups)
+    assert len(blocks) == layers * (15 - 2) and len(commons) == len(full_view) == layers * 4
+    assert all(
+        rows == 2 * layout.tokens_per_group and own <= 2 * longest_block and seen <= kept for rows, seen, own in blocks
+    )
+    assert all(keys <= kept for _, keys in commons)
+    limited_groups = groups - 2 * 2
+    visual_rows = layers * limited_groups * layout.tokens_per_group
+    time_rows = layers * (layout.num_time_tokens(groups) - layout.num_time_tokens(2 * 2))
+    assert sum(rows for rows, _, _ in blocks) == sum(rows for rows, _ in commons) == visual_rows
+    assert sum(rows for rows, _, _ in full_view) == time_rows, "timestamp rows are computed once"
 
 
-def test_chunks_are_handed_out_while_the_video_runs(tiny_model: VideoXL2) -> None:
-    visual = visual_tokens(12)
+def test_passes_are_whole_blocks_of_enough_tokens(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(prefill_module, "PASS_TOKENS", 300)
+    run = tiny_model.language.run_keys_values
+    monkeypatch.setattr(
+        tiny_model.language, "run_keys_values", lambda x, attention: (lengths.append(x.shape[1]), run(x, attention))[1]
+    )
+    visual = visual_tokens(tiny_model, 17)
+    result = tiny_model.prefill(visual, [0.0] * 17, PrefillSettings(block_groups=1))
+    per_group = sum(result.chunks[0].groups[0])
+    blocks = -(-300 // per_group)
+    prefix, *passes = lengths
+    assert prefix == result.prefix_kv.shape[3] and sum(passes) == 17 * per_group
+    assert passes == [blocks * per_group] * (17 // blocks) + ([17 % blocks * per_group] if 17 % blocks else [])
+
+
+def test_chunks_are_handed_out_while_the_video_runs(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_module, "PASS_TOKENS", 8 * tiny_model.spec.tokens_per_group)  # at most four blocks
+    visual = visual_tokens(tiny_model, 12)
     layout = video_layout(tiny_model.tokenizer, [0.0] * 12, visual)
     settings = PrefillSettings(block_groups=2)
     seen: list[int] = []

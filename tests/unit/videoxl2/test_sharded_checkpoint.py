@@ -122,6 +122,21 @@ def test_everything_that_differs_is_listed(folder: Path, state: dict[str, Tensor
         assert named in str(caught.value)
 
 
+def test_the_published_name_is_read_from_the_local_cache(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder laid out as the Hub's cache; nothing is downloaded."""
+    cache, commit = tmp_path_factory.mktemp("hub"), "0123456789" * 4
+    repository = cache / "models--BAAI--Video-XL-2"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    model = VideoXL2.from_pretrained("BAAI/Video-XL-2", device="cpu", dtype=torch.bfloat16)
+    assert model.info.folder == repository / "snapshots" / commit
+    assert model.dtype == torch.bfloat16 and len(model.language.layers) == 28
+
+
 def test_an_absent_shard_is_named(folder: Path) -> None:
     (folder / "model-00003-of-00004.safetensors").unlink()
     with pytest.raises(ModelError, match="model-00003-of-00004"):

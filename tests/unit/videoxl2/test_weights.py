@@ -99,8 +99,9 @@ def test_keys_that_are_not_used_may_be_there(
     tiny_model: VideoXL2, tiny_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     """The last layer, the final norm and the head of the tower, and the text MLP of the evaluation code."""
+    dropped = tiny_model.spec.vision.num_layers
     unused = {
-        f"{TOWER}.encoder.layers.3.layer_norm1.weight": torch.zeros(64),
+        f"{TOWER}.encoder.layers.{dropped}.layer_norm1.weight": torch.zeros(64),
         f"{TOWER}.post_layernorm.weight": torch.zeros(64),
         f"{TOWER}.head.probe": torch.zeros(1, 1, 64),
         f"{TOWER}.embeddings.position_ids": torch.zeros(1, 169, dtype=torch.long),
@@ -119,16 +120,17 @@ def test_everything_that_differs_is_named_at_once(
     tiny_state["model.mm_projector.0.bias"] = torch.zeros(7)
     tiny_state["model.WindowTimeToTokenAttention.q_proj.weight"] = torch.zeros(2)
     tiny_state["visual.blocks.0.weight"] = torch.zeros(2)
-    tiny_state[f"{TOWER}.encoder.layers.4.layer_norm1.weight"] = torch.zeros(64)
+    beyond = f"{TOWER}.encoder.layers.{tiny_model.spec.vision.num_layers + 1}.layer_norm1.weight"
+    tiny_state[beyond] = torch.zeros(64)
     with pytest.raises(CheckpointMismatch) as caught:
         load_state(tiny_state, tmp_path, tiny_model.spec)
     assert caught.value.missing == ("model.norm.weight",)
     assert set(caught.value.surplus) == {
         "model.WindowTimeToTokenAttention.q_proj.weight",
         "visual.blocks.0.weight",
-        f"{TOWER}.encoder.layers.4.layer_norm1.weight",
+        beyond,
     }
-    assert caught.value.misshaped == (("model.mm_projector.0.bias", (128,), (7,)),)
+    assert caught.value.misshaped == (("model.mm_projector.0.bias", (tiny_model.spec.language.width,), (7,)),)
 
 
 def test_shards_are_read_like_one_file(tiny_model: VideoXL2, tiny_state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_a_tied_head_is_shared_and_may_be_absent(
     tiny_model: VideoXL2, tiny_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     spec = ModelSpec.from_config({**tiny_model.spec.to_config(), "tie_word_embeddings": True})
-    del tiny_state["lm_head.weight"]
+    tiny_state.pop("lm_head.weight", None)
     model = load_state(tiny_state, tmp_path, spec)
     model.language.tie_head()
     assert model.language.lm_head.weight is model.language.embed_tokens.weight

@@ -1,0 +1,140 @@
+"""From a buffer that a file is read into to the device that uses the bytes: pinned memory, uploads beside reading.
+
+One ``Uploads`` belongs to one reading thread. On a GPU its buffers are pinned and used in turn: while one is uploaded,
+by a stream of its own, the next is read into. A buffer is given out again only when its upload has ended. On the CPU
+there is one buffer and nothing to upload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_NUM_PINNED = 2
+"""Pinned buffers per reading thread: one is filled while the other is uploaded."""
+
+Place = Callable[[Tensor], None]
+"""What is done with the bytes (uint8, flat) on the device: they are of no use to it afterwards."""
+
+
+class Arrival(Protocol):
+    """Work that a device was given."""
+
+    def join(self) -> None:
+        """Make the calling thread's later work on the device come after it."""
+
+    def finish(self) -> None:
+        """Return when it has ended."""
+
+
+class Uploads(Protocol):
+    """Buffers, and the way from them to one device."""
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        """A uint8 tensor [num_bytes] in main memory, to be filled and delivered; the next call ends its life."""
+
+    def deliver(self, raw_B: Tensor, place: Place) -> Arrival | None:
+        """Bring the bytes to the device and call ``place`` with them there; None where nothing is left to wait for."""
+
+
+class HostUploads:
+    """The device is the CPU: bytes are used where they were read to, one buffer for all of them."""
+
+    def __init__(self) -> None:
+        self._buffer_B = torch.empty(0, dtype=torch.uint8)
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        if num_bytes > self._buffer_B.numel():
+            self._buffer_B = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._buffer_B[:num_bytes]
+
+    def deliver(self, raw_B: Tensor, place: Place) -> Arrival | None:
+        place(raw_B)
+        return None
+
+
+class Cuda:
+    """The calls to CUDA that uploads are made of, in one place so that a test can stand in for a GPU."""
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        """Page-locked main memory, uint8 [num_bytes]."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def new_stream(self, device: torch.device) -> Any:
+        """A queue of work that runs beside others."""
+        return torch.cuda.Stream(device)
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Work of this thread goes into ``stream`` within the context."""
+        context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+        return context
+
+    def upload(self, raw_B: Tensor, device: torch.device) -> Tensor:
+        """A copy on the device, queued and not waited for."""
+        return raw_B.to(device, non_blocking=True)
+
+    def mark(self, device: torch.device) -> Any:
+        """An event at the end of what this thread has queued so far."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return event
+
+    def after(self, event: Any, device: torch.device) -> None:
+        """Work that this thread queues from here on comes after the event."""
+        torch.cuda.current_stream(device).wait_event(event)
+
+    def wait(self, event: Any) -> None:
+        """Return when the event has been reached."""
+        event.synchronize()
+
+
+class CudaArrival:
+    """An upload and what was done with its bytes, queued in a stream of its own."""
+
+    def __init__(self, cuda: Cuda, event: Any, device: torch.device) -> None:
+        self._cuda, self._event, self._device = cuda, event, device
+
+    def join(self) -> None:
+        self._cuda.after(self._event, self._device)
+
+    def finish(self) -> None:
+        self._cuda.wait(self._event)
+
+
+class CudaUploads:
+    """Pinned buffers used in turn, and a stream that uploads them and expands them on the device.
+
+    ``ready`` is an event of the thread that owns the destination: before it, the memory may still be in use.
+    """
+
+    def __init__(self, device: torch.device, ready: Any, cuda: Cuda) -> None:
+        self._device = device
+        self._cuda = cuda
+        self._stream = cuda.new_stream(device)
+        self._buffers: list[Tensor | None] = [None] * _NUM_PINNED
+        self._arrivals: list[CudaArrival | None] = [None] * _NUM_PINNED
+        self._turn = _NUM_PINNED - 1
+        with cuda.on(self._stream):
+            cuda.after(ready, device)
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        self._turn = (self._turn + 1) % _NUM_PINNED
+        arrival, found = self._arrivals[self._turn], self._buffers[self._turn]
+        if arrival is not None:
+            arrival.finish()
+            self._arrivals[self._turn] = None
+        if found is None or found.numel() < num_bytes:
+            found = self._cuda.pinned(num_bytes)
+            self._buffers[self._turn] = found
+        return found[:num_bytes]
+
+    def deliver(self, raw_B: Tensor, place: Place) -> Arrival:
+        with self._cuda.on(self._stream):
+            place(self._cuda.upload(raw_B, self._device))
+            arrival = CudaArrival(self._cuda, self._cuda.mark(self._device), self._device)
+        self._arrivals[self._turn] = arrival
+        return arrival
