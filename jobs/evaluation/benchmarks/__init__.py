@@ -1,0 +1,1 @@
+"""Adapters for published benchmarks: their annotation files, prompts, answer rules and metrics, and a run over them."""
