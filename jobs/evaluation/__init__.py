@@ -1,0 +1,1 @@
+"""What ``vxl evaluate`` measures: rendered archives, the needle test, published benchmarks."""
