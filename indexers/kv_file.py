@@ -1,15 +1,16 @@
-"""Dense KV of one segment in one file: format v1, writer and reader. docs/storage.md describes every byte.
+"""Dense KV of one segment in one file: format 2 (1 is read too), writer and reader. docs/storage.md has every byte.
 
-Keys are stored before rotation. A chunk's bytes are ``[layer][K|V][kv_head][token][head_dim]``, little-endian, whole
-and contiguous, starting at a multiple of 4096, so that one range read loads one chunk. Bytes come in as any buffer and
-go out as a ``memoryview``; what they mean is the model's business.
+Keys are stored before rotation. A chunk stands for values ``[layer][K|V][kv_head][token][head_dim]``; its bytes, as the
+header's ``KVEncoding`` says, are whole and contiguous and start at a multiple of 4096, so that one range read loads one
+chunk. Bytes come in as any buffer and go out into any; encoding and decoding them is the model's business.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
 
@@ -23,19 +24,93 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"VXLKVF\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 has no ``codec_parameters`` and knows ``exact`` only; everything else is the same."""
 LAYOUT = "[chunk][layer][K|V][kv_head][token][head_dim]"
 ROTATION = "unrotated"
-CODEC = "exact"
+EXACT = "exact"
+CODE_BITS = {"int8": 8, "int4": 4}
+"""Bits of one code, by codec; ``exact`` has no codes."""
+CODECS = (EXACT, *CODE_BITS)
+AXES = ("channel", "token")
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+PIECE_BYTES = 512 * 1024
+"""A chunk is read and hashed in pieces of this many bytes, so that the hash finds them in the processor's cache."""
+_MAX_PARTS = 256
+_PARAMETER_BYTES = 4
+"""Offset and step of a group, float16 each."""
 _NO_DIGEST = "0" * 32
+
+
+class StepGroup(NamedTuple):
+    """Values that share an offset and a step: ``size`` of them along ``channel`` or ``token``."""
+
+    axis: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVEncoding:
+    """How a chunk's values became bytes: the codec, and for int8 and int4 the groups of keys and of values.
+
+    ``ValueError`` for an unknown codec or axis, for a codec without its groups and for ``exact`` with some.
+    """
+
+    codec: str = EXACT
+    keys: StepGroup | None = None
+    values: StepGroup | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise ValueError(f"unknown KV codec {self.codec!r}; known: {', '.join(CODECS)}")
+        groups = (self.keys, self.values)
+        if (self.codec == EXACT) != (groups == (None, None)):
+            raise ValueError(f"codec {self.codec!r} with groups {groups}: int8 and int4 need both, exact has none")
+        for group in groups:
+            if group is not None and (group.axis not in AXES or group.size < 1):
+                raise ValueError(f"a group is along channel or token, of at least 1 value, not {group}")
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """What the header says beside the codec's name; empty for ``exact``."""
+        named = {"keys": self.keys, "values": self.values}
+        return {name: group._asdict() for name, group in named.items() if group is not None}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> KVEncoding:
+        """The encoding that a header names. Raises ``ValueError`` or ``KeyError`` where it makes no sense."""
+        parameters = {} if fields["format"] == 1 else fields["codec_parameters"]
+        groups = {name: StepGroup(group["axis"], int(group["size"])) for name, group in parameters.items()}
+        if unknown := groups.keys() - {"keys", "values"}:
+            raise ValueError(f"codec_parameters has unknown members: {', '.join(sorted(unknown))}")
+        return cls(fields["codec"], groups.get("keys"), groups.get("values"))
+
+    def chunk_bytes(self, shape: Sequence[int], item_bytes: int) -> int:
+        """Length of an encoded chunk of ``shape`` [layers, 2, kv_heads, tokens, head_dim]."""
+        layers, _, heads, tokens, width = shape
+        rows = layers * heads
+        if self.keys is None or self.values is None:
+            return rows * 2 * tokens * width * item_bytes
+        codes = -(-rows * tokens * width * CODE_BITS[self.codec] // 8)
+        total = 0
+        for group in (self.keys, self.values):
+            is_channel = group.axis == "channel"
+            across = width if is_channel else tokens
+            num_groups = rows * across * -(-(tokens if is_channel else width) // group.size)
+            total += codes + num_groups * _PARAMETER_BYTES
+        return total
+
+
+AS_COMPUTED = KVEncoding()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseKVHeader:
     """What a KV file says about itself before any payload.
 
-    ``chunk_groups`` gives for each chunk the ``(timestamp tokens, visual tokens)`` of each of its frame groups.
+    ``chunk_groups`` gives for each chunk the ``(timestamp tokens, visual tokens)`` of each of its frame groups;
+    ``dtype`` is that of the values, whatever the encoding.
     """
 
     video_id: str
@@ -46,6 +121,7 @@ class DenseKVHeader:
     kv_heads: int
     head_dim: int
     chunk_groups: tuple[tuple[tuple[int, int], ...], ...]
+    encoding: KVEncoding = field(default=AS_COMPUTED)
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -65,7 +141,8 @@ class DenseKVHeader:
         return (self.layers, 2, self.kv_heads, self.num_tokens(chunk), self.head_dim)
 
     def chunk_bytes(self, chunk: int) -> int:
-        return self.layers * 2 * self.kv_heads * self.num_tokens(chunk) * self.head_dim * ITEM_BYTES[self.dtype]
+        """Length of a chunk in the file."""
+        return self.encoding.chunk_bytes(self.chunk_shape(chunk), ITEM_BYTES[self.dtype])
 
 
 class ChunkEntry(NamedTuple):
@@ -168,11 +245,28 @@ def write_dense_kv(path: str | Path, header: DenseKVHeader, chunks: Iterable[Buf
         raise StoreUnavailable(str(path), str(exc)) from exc
 
 
+def rewrite_dense_kv(
+    source: DenseKVReader, path: str | Path, encoding: KVEncoding, convert: Callable[[int, memoryview], Buffer]
+) -> WrittenKV:
+    """Write a stored file anew under another encoding, chunk by chunk; ``source`` stays as it is.
+
+    ``convert`` is given a chunk's index and its checked bytes and returns the bytes of the same values under
+    ``encoding``. The new file is durable when this returns and nobody reads it before a row names it: commit the row,
+    then remove the old file. ``ValueError`` if ``path`` is the source's own, since a reader that holds the old row
+    would find a stranger there. Raises what reading and writing raise, and then leaves nothing behind.
+    """
+    if Path(path).absolute() == Path(source.path).absolute():
+        raise ValueError(f"{str(path)!r} is the file that is read; a re-encoded file needs a path of its own")
+    header = replace(source.header, encoding=encoding)
+    return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)))
+
+
 class DenseKVReader:
     """Reads chunks of one file, each checked against its digest on every read. Use as a context manager.
 
     Opening reads and checks the header only; reading chunk ``i`` touches that chunk's bytes only. Pass
-    ``expected_digest`` (``segments.kv_digest``) to refuse a file that is whole but not the one committed.
+    ``expected_digest`` (``segments.kv_digest``) to refuse a file that is whole but not the one committed. Threads may
+    share a reader. A file that is replaced or removed stays readable for those who have it open, old and whole.
     Raises ``MissingKV``, ``CorruptKV``, ``StoreUnavailable``.
     """
 
@@ -209,25 +303,60 @@ class DenseKVReader:
 
     def read_chunk(self, chunk: int) -> memoryview:
         """The bytes of one chunk, writable and owned by the caller. Raises ``CorruptKV`` naming file and chunk."""
+        buffer = np.empty(self._entry(chunk).length, dtype=np.uint8).data
+        self.read_chunk_into(chunk, [buffer])
+        return buffer
+
+    def read_chunk_into(self, chunk: int, parts: Sequence[memoryview]) -> None:
+        """Read one chunk into ``parts``, writable views of bytes that follow each other and together have its length.
+
+        So a chunk can land where it is used, however that lies in memory. Raises ``CorruptKV`` naming file and chunk;
+        what the parts hold is then of no use.
+        """
+        entry = self._entry(chunk)
+        if sum(len(part) for part in parts) != entry.length:
+            raise ValueError(f"chunk {chunk} has {entry.length} bytes, {sum(map(len, parts))} were given room")
+        padding = memoryview(bytearray(aligned(entry.length) - entry.length))
+        hasher = xxhash.xxh3_128()
+        position = 0
+        for batch in _batches(parts):
+            size = sum(len(view) for view in batch)
+            ends = position + size == entry.length
+            self._read_fully(chunk, [*batch, padding] if ends and len(padding) else batch, position)
+            for view in batch:
+                hasher.update(view)
+            position += size
+        if hasher.hexdigest() != entry.digest:
+            raise CorruptKV(self.path, chunk, "checksum differs")
+        if any(padding):
+            raise CorruptKV(self.path, chunk, "padding after the chunk is not zero")
+
+    def announce(self, chunks: Iterable[int]) -> None:
+        """Tell the system that these chunks are read soon, so that it fetches them ahead; no more than advice."""
+        with contextlib.suppress(OSError, AttributeError):
+            for entry in map(self._entry, chunks):
+                os.posix_fadvise(self._file.fileno(), entry.offset, aligned(entry.length), os.POSIX_FADV_WILLNEED)
+
+    def _entry(self, chunk: int) -> ChunkEntry:
         if not 0 <= chunk < len(self.entries):
             raise IndexError(f"chunk {chunk} of {len(self.entries)}")
+        return self.entries[chunk]
+
+    def _read_fully(self, chunk: int, views: Sequence[memoryview], position: int) -> None:
+        """Fill ``views`` from ``position`` of the chunk on."""
         entry = self.entries[chunk]
-        buffer = np.empty(aligned(entry.length), dtype=np.uint8).data
+        wanted = sum(len(view) for view in views)
         num_read = 0
         try:
-            while num_read < len(buffer):
-                step = os.preadv(self._file.fileno(), [buffer[num_read:]], entry.offset + num_read)
+            while num_read < wanted:
+                step = os.preadv(self._file.fileno(), views, entry.offset + position + num_read)
                 if step == 0:
-                    raise CorruptKV(self.path, chunk, f"the file ends after {num_read} of {len(buffer)} bytes")
+                    found = position + num_read
+                    raise CorruptKV(self.path, chunk, f"the file ends after {found} of {aligned(entry.length)} bytes")
                 num_read += step
+                views = _after(views, step)
         except OSError as exc:
             raise StoreUnavailable(self.path, str(exc)) from exc
-        payload = buffer[: entry.length]
-        if xxhash.xxh3_128_hexdigest(payload) != entry.digest:
-            raise CorruptKV(self.path, chunk, "checksum differs")
-        if any(buffer[entry.length :]):
-            raise CorruptKV(self.path, chunk, "padding after the chunk is not zero")
-        return payload
 
     def verify(self) -> None:
         """Read and check every chunk."""
@@ -240,6 +369,31 @@ def _byte_view(payload: Buffer) -> memoryview:
     if not view.c_contiguous:
         raise ValueError("a chunk's bytes must be contiguous")
     return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _batches(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The parts in order, cut and gathered into batches of at most ``PIECE_BYTES``; the last may be empty."""
+    batch: list[memoryview] = []
+    room = PIECE_BYTES
+    for part in parts:
+        for first in range(0, len(part), PIECE_BYTES):
+            view = part[first : first + PIECE_BYTES]
+            if batch and (len(view) > room or len(batch) == _MAX_PARTS):
+                yield batch
+                batch, room = [], PIECE_BYTES
+            batch.append(view)
+            room -= len(view)
+    yield batch
+
+
+def _after(views: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of ``views`` after their first ``num_bytes``."""
+    left = []
+    for view in views:
+        if num_bytes < len(view):
+            left.append(view[num_bytes:])
+        num_bytes = max(0, num_bytes - len(view))
+    return left
 
 
 def _plan(sizes: list[int], header_bytes: int) -> list[ChunkEntry]:
@@ -260,7 +414,8 @@ def _fields(header: DenseKVHeader, entries: Sequence[ChunkEntry]) -> dict[str, A
         "format": FORMAT_VERSION,
         "layout": LAYOUT,
         "rotation": ROTATION,
-        "codec": CODEC,
+        "codec": header.encoding.codec,
+        "codec_parameters": header.encoding.parameters,
         "dtype": header.dtype,
         "fingerprint": header.fingerprint,
         "video_id": header.video_id,
@@ -279,10 +434,14 @@ def _fields(header: DenseKVHeader, entries: Sequence[ChunkEntry]) -> dict[str, A
 
 
 def _parse(fields: dict[str, Any]) -> tuple[DenseKVHeader, tuple[ChunkEntry, ...]]:
-    known = {"format": FORMAT_VERSION, "layout": LAYOUT, "rotation": ROTATION, "codec": CODEC}
+    known = {"format": READABLE_FORMATS, "layout": (LAYOUT,), "rotation": (ROTATION,), "codec": CODECS}
     for name, expected in known.items():
-        if fields.get(name) != expected:
-            raise HeaderError(f"{name} is {fields.get(name)!r}, this reader knows {expected!r}")
+        if fields.get(name) not in expected:
+            raise HeaderError(f"{name} is {fields.get(name)!r}, this reader knows {', '.join(map(repr, expected))}")
+    try:
+        encoding = KVEncoding.from_fields(fields)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise HeaderError(f"codec_parameters do not make sense: {exc}") from exc
     header = DenseKVHeader(
         video_id=fields["video_id"],
         segment_index=fields["segment_index"],
@@ -292,6 +451,7 @@ def _parse(fields: dict[str, Any]) -> tuple[DenseKVHeader, tuple[ChunkEntry, ...
         kv_heads=fields["kv_heads"],
         head_dim=fields["head_dim"],
         chunk_groups=tuple(tuple(tuple(group) for group in chunk["groups"]) for chunk in fields["chunks"]),
+        encoding=encoding,
     )
     entries = tuple(ChunkEntry(chunk["offset"], chunk["length"], chunk["digest"]) for chunk in fields["chunks"])
     for position, entry in enumerate(entries):

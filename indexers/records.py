@@ -219,9 +219,13 @@ def kv_folder(video_id: str) -> str:
     return f"kv/{check_video_id(video_id)[:2]}/{video_id}"
 
 
-def kv_path(video_id: str, segment_index: int) -> str:
-    """KV file of one segment, relative to the archive: what ``segments.kv_path`` holds."""
-    return f"{kv_folder(video_id)}/{segment_index:05d}.vxlkv"
+def kv_path(video_id: str, segment_index: int, codec: str = "exact") -> str:
+    """KV file of one segment, relative to the archive: what ``segments.kv_path`` holds.
+
+    Every codec has a name of its own, so that a segment that is encoded anew is never written over its old file.
+    """
+    middle = "" if codec == "exact" else f".{codec}"
+    return f"{kv_folder(video_id)}/{segment_index:05d}{middle}.vxlkv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

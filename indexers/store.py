@@ -200,6 +200,17 @@ class LanceStore:
         self._merge(SEGMENTS, to_table([rows.segment], SEGMENTS_SCHEMA))
         return True
 
+    def replace_segment(self, row: SegmentRow) -> None:
+        """Put a committed segment's new row in place of its old one, in one commit: after its KV was encoded anew.
+
+        Readers see the old row with the old file or the new with the new. The new file must be durable, and the old one
+        may go afterwards. Raises ``RowConflict`` where the segment is not there or has another fingerprint.
+        """
+        committed = self._scan(SEGMENTS, self._equals("segment_id", row.segment_id), ["fingerprint"])
+        if [found.as_py() for found in committed["fingerprint"]] != [row.fingerprint]:
+            raise RowConflict(SEGMENTS, row.segment_id, "it is gone, or was indexed with other settings")
+        self._merge(SEGMENTS, to_table([row.to_row()], SEGMENTS_SCHEMA), update=True)
+
     def publish_video(self, row: VideoRow | Mapping[str, Any], supersede_ids: Collection[str] = ()) -> None:
         """Make a video's final row and mark the versions it replaces, all in one commit.
 

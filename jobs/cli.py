@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from jobs.evaluate import evaluate_app
 from jobs.output import Output, claimed_stdout, configure_logging
 
 INTERRUPTED = 130
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 kv_app = typer.Typer(help="Stored KV: what it takes on disk, and whether it is right.")
 app.add_typer(kv_app, name="kv")
+app.add_typer(evaluate_app, name="evaluate")
 
 # Options that every command has, written once. typer reads Optional, not X | None, for repeated options.
 ArchiveOption = Annotated[
@@ -331,6 +333,40 @@ def kv_stats(
         return run_stats(open_archive(archive, config), out, price_per_gb_month)
 
 
+@kv_app.command("evict")
+def kv_evict(
+    max_bytes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--max-bytes", metavar="N", help="Cap for this run. [default: storage.max_kv_bytes]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be demoted; change nothing.")] = False,
+    archive: ArchiveOption = None,
+    wait: WaitOption = 0.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> int:
+    """Demote the coldest dense KV (int8, int4, then sparse only) until it fits under the byte cap."""
+    from jobs.retention import run_evict
+
+    with claimed_stdout(as_json) as out:
+        return run_evict(open_archive(archive, config), out, max_bytes=max_bytes, dry_run=dry_run, wait_s=wait)
+
+
+@app.command()
+def retention(
+    archive: ArchiveOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be freed; change nothing.")] = False,
+    wait: WaitOption = 0.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> int:
+    """Demote and expire old footage by the retention rules of the settings file."""
+    from jobs.retention import run_retention
+
+    with claimed_stdout(as_json) as out:
+        return run_retention(open_archive(archive, config), out, dry_run=dry_run, wait_s=wait)
+
+
 @app.command()
 def doctor(archive: ArchiveOption = None, as_json: JsonOption = False, config: ConfigOption = None) -> int:
     """Check this machine and, where one is named, the archive."""
@@ -372,22 +408,81 @@ def parity(
 
 @app.command()
 def bench(
-    subject: Annotated[str, typer.Argument(help="What to measure: prefill.")],
+    subject: Annotated[str, typer.Argument(help="What to measure: prefill or reuse.")],
     more: Annotated[Optional[list[int]], typer.Argument(metavar="[N]...", help="More numbers of frames.")] = None,  # noqa: UP045
     frames: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option("--frames", metavar="N", help="Frames of a video; several may follow."),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="M", help="A checkpoint, or random:8b, random:0.5b.")] = "tiny",
+    hours: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option("--hours", metavar="H", help="reuse: hours of footage, may be repeated. [default: 0.1667 and 1]"),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="M",
+            help="prefill: a checkpoint, random:8b or random:0.5b. [default: tiny] "
+            "reuse: tiny or large. [default: both]",
+        ),
+    ] = None,
     device: Annotated[Optional[str], typer.Option(metavar="D", help="cpu, cuda, ... [default: a GPU if any]")] = None,  # noqa: UP045
     mode: Annotated[str, typer.Option(metavar="chunked|bounded|plain|masked", help="How to prefill.")] = "chunked",
     as_json: JsonOption = False,
 ) -> int:
-    """Measure the model on this machine: vision, DTS and language time, arithmetic rate, memory."""
+    """Measure on this machine: stages of prefill, or answering from stored KV beside going back to the video."""
     from jobs.bench import run
 
     with claimed_stdout(as_json) as out:
-        return run(subject, [*(frames or []), *(more or [])], model, device, mode, out)
+        return run(subject, [*(frames or []), *(more or [])], hours or [], model, device, mode, out)
+
+
+@app.command()
+def train(
+    stage: Annotated[
+        str,
+        typer.Option(metavar="S", help="footage, perception, search, features, pretraining, instruction or export."),
+    ],
+    folder: Annotated[str, typer.Option(metavar="RUN", help="Folder of the run; every stage of it is given the same.")],
+    device: Annotated[Optional[str], typer.Option(metavar="D", help="cpu, cuda, ... [default: a GPU if any]")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of clips, starting weights and samples.")] = 0,
+    steps: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="Steps of a training stage.")] = None,  # noqa: UP045
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, metavar="M", help="End a training stage after so much time, all its runs together."),
+    ] = None,
+    clips: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, metavar="N", help="footage, features: training clips. [default: 8000; all]"),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that render, threads that read.")] = 1,
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FILE", help="config.json of another shape of model, when the run begins."),
+    ] = None,
+    unfreeze: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="PARTS", help="instruction: train these from pixels: vision,dts,projector,language."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train the model on rendered footage, one stage per command; the same command continues a stage."""
+    from jobs.train import run
+
+    with claimed_stdout(as_json) as out:
+        return run(
+            stage,
+            folder,
+            out,
+            device=device,
+            seed=seed,
+            steps=steps,
+            minutes=minutes,
+            clips=clips,
+            workers=workers,
+            config=config,
+            unfreeze=unfreeze,
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

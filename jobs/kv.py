@@ -110,6 +110,24 @@ def run_stats(archive: Archive, out: Output, price_per_gb_month: float | None) -
         f"on disk in all: {_size(stats['on_disk_bytes'])}, of which {_size(stats['other_bytes'])} are in no row above: "
         "old versions of tables and videos, overheads, leftovers (vxl compact frees some)",
     )
+    cap, never, retention = stats["cap"], stats["never_dense"], stats["retention"]
+    if cap["max_kv_bytes"] is not None:
+        out.text(f"dense KV files take {_size(cap['kv_file_bytes'])} of the cap's {_size(cap['max_kv_bytes'])}")
+    if never["chunks"]:
+        out.text(
+            f"{never['chunks']} chunks were never given dense KV (static, or no room): "
+            f"{_size(never['saved_bytes'])} saved"
+        )
+    if retention["rules"]:
+        out.text(
+            f"vxl retention would free {_size(retention['frees_bytes'])}: {retention['segments']} segments keep less, "
+            f"{retention['videos']} videos expire; {retention['unknown_age']} videos have no age"
+        )
+    for way, planned in stats["planner"].items():
+        if planned["asks"]:
+            out.text(
+                f"{way} was predicted {planned['asks']} times, wrong by {planned['median_error']:.2f}x at the median"
+            )
     if stats["missing_kv_files"]:
         out.text(f"{stats['missing_kv_files']} segments have lost their KV file; vxl doctor names one")
     if price is None:

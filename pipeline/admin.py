@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from indexers.lease import WriterLease, is_lease_held, lease_holder
-from indexers.records import DELETED, DELETING, FAILED, QUARANTINED, QUEUED, TABLES, VideoRow
+from indexers.records import DELETED, DELETING, EXPIRED, FAILED, QUARANTINED, QUEUED, TABLES, VideoRow
 from indexers.store import LanceStore
 from indexers.sweep import sweep
 from pipeline.errors import UsageError
@@ -76,7 +76,7 @@ def retry(reader: ArchiveReader, uris: Iterable[str], wait_s: float) -> list[str
         again = [
             row
             for row in rows
-            if (row.uri in named and row.state in (FAILED, QUARANTINED, DELETED))
+            if (row.uri in named and row.state in (FAILED, QUARANTINED, DELETED, EXPIRED))
             or (not named and row.state in (FAILED, QUARANTINED))
         ]
         reader.store.upsert_videos(
@@ -101,16 +101,16 @@ def delete(reader: ArchiveReader, uris: Iterable[str], wait_s: float) -> list[st
     return sorted({row.uri for row in gone})
 
 
-def erase(store: LanceStore, rows: Iterable[VideoRow]) -> None:
+def erase(store: LanceStore, rows: Iterable[VideoRow], final: str = DELETED) -> None:
     """Remove videos from every table but for a bare ledger row; their KV files go with the sweep that has to follow.
 
-    The row says ``deleting`` until the bare one takes its place in one commit, so ``finish_deletions`` completes a call
-    that was killed anywhere, and the video is not indexed again.
+    The row says ``deleting`` until the bare one, in state ``final``, takes its place in one commit, so
+    ``finish_deletions`` completes a call that was killed anywhere, and the video is not indexed again.
     """
     for row in rows:
         store.upsert_videos([replace(row, state=DELETING)])
         store.delete_rows(row.video_id)
-        store.upsert_videos([_tombstone(row)])
+        store.upsert_videos([_tombstone(row, final)])
 
 
 def finish_deletions(store: LanceStore) -> None:
@@ -118,7 +118,7 @@ def finish_deletions(store: LanceStore) -> None:
     erase(store, store.videos(states=[DELETING]))
 
 
-def _tombstone(row: VideoRow) -> VideoRow:
+def _tombstone(row: VideoRow, state: str) -> VideoRow:
     return VideoRow(
         video_id=row.video_id,
         uri=row.uri,
@@ -128,7 +128,7 @@ def _tombstone(row: VideoRow) -> VideoRow:
         camera=row.camera,
         title=row.title,
         size=row.size,
-        state=DELETED,
+        state=state,
     )
 
 

@@ -250,6 +250,17 @@ class Archive:
 
         return compact(self._reader(), wait_s)
 
+    @translated
+    def retention(self, *, dry_run: bool = False, wait_s: float = 0.0) -> dict[str, Any]:
+        """Carry out the settings' retention rules, or with ``dry_run`` say what they would do now.
+
+        The result has ``demoted`` (segments), ``expired`` (videos), ``unknown_age`` (videos without a start, which are
+        kept) and ``freed_bytes`` of KV. Raises ``UsageError`` without rules, ``ArchiveBusy`` while another writes.
+        """
+        from pipeline.retention import run_retention
+
+        return run_retention(self._reader(), dry_run=dry_run, wait_s=wait_s)
+
     @property
     def kv(self) -> ArchiveKV:
         """What can be done with the stored KV as such."""
@@ -306,6 +317,17 @@ class ArchiveKV:
         from pipeline.kv_stats import kv_stats
 
         return kv_stats(self.archive._reader(), price_per_gb_month)
+
+    @translated
+    def evict(self, *, max_bytes: int | None = None, dry_run: bool = False, wait_s: float = 0.0) -> dict[str, Any]:
+        """Demote the coldest dense KV until its files take at most ``max_bytes`` (the setting's cap by default).
+
+        The result has ``bytes_before``, ``bytes_after``, ``fits`` and ``demoted``; pinned segments are left alone.
+        ``dry_run`` estimates. Raises ``UsageError`` without a cap, ``ArchiveBusy`` while another process writes.
+        """
+        from pipeline.retention import evict
+
+        return evict(self.archive._reader(), max_bytes=max_bytes, dry_run=dry_run, wait_s=wait_s)
 
 
 @dataclass(frozen=True, kw_only=True)

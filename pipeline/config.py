@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.decode_worker import DecodeSettings
 from pipeline.errors import ConfigError
 from pipeline.media import S3Settings
-from videoxl2.config import LevelSettings, PrefillSettings
+from videoxl2.config import LevelSettings, PrefillSettings, RelevanceKind
 
 
 class IngestSettings(BaseModel):
-    """What is sampled from a video and how it is cut. Part of the archive's fingerprint."""
+    """What is sampled from a video and how it is cut: part of the archive's fingerprint, all but ``codec``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +30,11 @@ class IngestSettings(BaseModel):
     segment_s: float | None = Field(600.0, ge=0, description="seconds per segment; 0 = one segment per video")
     prefill: PrefillSettings = Field(default_factory=PrefillSettings)
     levels: LevelSettings = Field(default_factory=LevelSettings)
+    codec: Literal["exact", "int8", "int4"] = Field(
+        "exact",
+        description="how the dense KV of newly indexed segments is stored: exact, or about half (int8) or three tenths "
+        "(int4) of bfloat16's bytes at a loss",
+    )
 
     @field_validator("segment_s")
     @classmethod
@@ -64,6 +69,35 @@ class RunnerSettings(BaseModel):
     )
 
 
+class RetentionRule(BaseModel):
+    """What footage keeps once it has reached an age."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after_days: float = Field(ge=0, description="age of the footage in days, by its wall clock")
+    keep: Literal["int8", "int4", "none", "nothing"] = Field(
+        description="dense KV as int8 or int4; none: sparse KV only; nothing: the video is expired, all of it removed"
+    )
+    camera: str | None = Field(None, description="for this camera only, instead of the rules for all cameras")
+
+
+class StorageSettings(BaseModel):
+    """How much KV is kept. May change at any time; decides no byte of what is kept exactly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_kv_bytes: int | None = Field(
+        None, ge=0, description="most bytes of dense KV files; the coldest segments are demoted before more is written"
+    )
+    pins: tuple[str, ...] = Field((), description="cameras and video addresses whose dense KV is never demoted")
+    static_motion: float | None = Field(
+        None, ge=0, le=1, description="chunks whose motion is at most this keep sparse KV only; unset = all keep dense"
+    )
+    retention: tuple[RetentionRule, ...] = Field(
+        (), description="rules by age and camera for vxl retention, each a [[storage.retention]] table"
+    )
+
+
 class QuerySettings(BaseModel):
     """How questions are answered."""
 
@@ -73,6 +107,11 @@ class QuerySettings(BaseModel):
     max_context_tokens: int = Field(24_000, ge=256, description="most tokens assembled for one question")
     max_segments: int = Field(6, ge=1, description="most segments whose KV joins one context")
     max_citations: int = Field(5, ge=1, description="citations per answer")
+    relevance: RelevanceKind = Field(
+        "embedding",
+        description="what chooses the chunks with full KV: embedding (how similar pictures are to the question), "
+        "attention (what the model looks at in the pooled KV), fused (both)",
+    )
     max_new_tokens: int = Field(64, ge=1, le=4096, description="longest answer in tokens")
 
 
@@ -91,10 +130,16 @@ class Settings(BaseModel):
     decode: DecodeSettings = Field(default_factory=DecodeSettings)
     s3: S3Settings = Field(default_factory=S3Settings)
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     query: QuerySettings = Field(default_factory=QuerySettings)
 
 
-_ENVIRONMENT = {"VXL_ARCHIVE": "archive", "VXL_MODEL": "model", "VXL_DEVICE": "device"}
+_ENVIRONMENT = {
+    "VXL_ARCHIVE": "archive",
+    "VXL_MODEL": "model",
+    "VXL_DEVICE": "device",
+    "VXL_CODEC": "ingest.codec",
+}
 
 
 def load_settings(
@@ -117,12 +162,9 @@ def load_settings(
             raise ConfigError(f"cannot read the settings file {str(path)!r}: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"the settings file {str(path)!r} is not valid TOML: {exc}") from exc
-    for name, field in _ENVIRONMENT.items():
-        if environ.get(name):
-            values[field] = environ[name]
-    for dotted, value in (overrides or {}).items():
-        if value is None:
-            continue
+    given = {field: environ[name] for name, field in _ENVIRONMENT.items() if environ.get(name)}
+    given.update({dotted: value for dotted, value in (overrides or {}).items() if value is not None})
+    for dotted, value in given.items():
         section = values
         *parents, leaf = dotted.split(".")
         for parent in parents:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from indexers.access_log import shorten_access_log
 from indexers.errors import CorruptStaging
 from indexers.lease import WriterLease
 from indexers.records import (
@@ -34,6 +35,7 @@ from indexers.store import LanceStore
 from indexers.sweep import STAGING_FOLDER, sweep
 from pipeline.admin import finish_deletions
 from pipeline.config import Settings
+from pipeline.cost_log import Cost, append_cost, host_name
 from pipeline.errors import ConfigError
 from pipeline.keypattern import KeyPattern
 from pipeline.ledger import Verdict, after_failure, verdict
@@ -42,6 +44,7 @@ from pipeline.recipe import Manifest
 from pipeline.results import IngestReport, VideoReport
 from pipeline.runner import Runner, make_runner
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
+from pipeline.tiers import KeptKV, TierKeeper, room_wanted
 from pipeline.times import parse_time_zone
 
 logger = logging.getLogger(__name__)
@@ -131,6 +134,7 @@ class Ingestion:
         self._indexed: set[str] = set()
         self._failed: set[str] = set()
         self._quarantined: set[str] = set()
+        self._kept = KeptKV(manifest.recipe, settings.storage)
 
     def run(self, listed: list[Listed], wait_s: float) -> IngestReport:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
@@ -145,6 +149,7 @@ class Ingestion:
             if todo:
                 self._index(todo)
                 sweep(self._archive, self._store, lease)
+                shorten_access_log(self._archive, (row.segment_id for row in self._store.segments_of()), lease)
                 self._store.compact()
         return self._report(listed, time.monotonic() - started)
 
@@ -165,7 +170,8 @@ class Ingestion:
         row = self._rows.get(rows.video_id)
         is_open = row is not None and row.state in (DISCOVERED, QUEUED, RUNNING)
         is_ours = rows.segment["fingerprint"] == self._manifest.recipe.fingerprint
-        has_kv = (self._archive / rows.segment["kv_path"]).is_file()
+        kv_path = rows.segment["kv_path"]
+        has_kv = kv_path is None or (self._archive / kv_path).is_file()
         return is_open and is_ours and has_kv
 
     def _plan(self, listed: list[Listed]) -> list[VideoTask]:
@@ -205,15 +211,47 @@ class Ingestion:
     def _index(self, todo: list[VideoTask]) -> None:
         runner = make_runner(self._archive, self._manifest, self._settings)
         try:
+            self._make_room()
             runner.start()
             self._observe("started", {})
+            started = time.monotonic()
             for task in todo:
                 self._tasks[task.video_id] = task
                 runner.submit(task)
             while (event := runner.next_event()) is not None:
                 self._commit(event, runner)
+            self._note_rate(time.monotonic() - started)
         finally:
             runner.close()
+
+    def _make_room(self) -> None:
+        """Demote until the next segment of every worker fits under the cap. Comes before workers write."""
+        cap = self._settings.storage.max_kv_bytes
+        if cap is None:
+            return
+        workers = self._settings.runner.workers if self._settings.runner.kind == "ray" else 1
+        keeper = TierKeeper(self._archive, self._store, self._settings.storage.pins)
+        steps = keeper.make_room(cap, room_wanted(self._manifest.recipe, self._store, cap, workers))
+        if steps:
+            self._kept.demoted += len(steps)
+            self._rows.update((row.video_id, row) for row in self._store.videos())
+
+    def _note_rate(self, seconds: float) -> None:
+        """What indexing here took is what recomputing will take, until an ask has measured that itself."""
+        if self._settings.runner.kind != "local" or not self._kept.frames:
+            return
+        from videoxl2.model import choose_device
+
+        cost = Cost(
+            host=host_name(),
+            device=str(choose_device(self._settings.device, None)[0]),
+            path="ingest",
+            bytes=0,
+            frames=self._kept.frames,
+            segments=self._kept.segments,
+            actual_s=seconds,
+        )
+        append_cost(self._archive, cost)
 
     def _commit(self, event: WorkerEvent, runner: Runner) -> None:
         task = self._tasks[event.video_id]
@@ -224,8 +262,11 @@ class Ingestion:
                 self._observe("progress", {"uri": task.uri, "done_s": event.decoded_s, "of_s": event.duration_s})
             case SegmentStaged():
                 path = Path(event.staged_path)
-                self._store.insert_segment(read_staged(path))
+                rows = read_staged(path)
+                self._store.insert_segment(rows)
                 remove_staged(path)
+                self._kept.note(rows)
+                self._make_room()
                 self._observe("segment", {"uri": task.uri, "segment": event.segment_index, "until_s": event.until_s})
             case VideoDone():
                 self._publish(self._indexed_row(task, event))
@@ -319,6 +360,7 @@ class Ingestion:
             video_s=sum(row.duration_s or 0.0 for row in done),
             kv_bytes=sum(row.kv_bytes for row in done),
             sparse_bytes=sum(row.sparse_bytes for row in done),
+            notices=self._kept.notices(),
         )
 
 

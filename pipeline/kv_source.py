@@ -1,7 +1,8 @@
 """Where a question's KV comes from: the store, or prefilled again from the video.
 
-Both ways end in the same bytes: recomputing runs the very stages of ingestion on the segment. A stored chunk is used
-only if its file carries this archive's fingerprint and its checksum holds.
+Both ways end in the same bytes where KV is stored exactly: recomputing runs the stages of ingestion on the segment.
+A stored chunk is used only if its file is the one that the segment's row names, carries this archive's fingerprint, and
+its checksum holds.
 """
 
 from __future__ import annotations
@@ -15,27 +16,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indexers.errors import MissingKV
+from indexers.errors import CorruptKV, MissingKV
 from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRow, VideoRow
 from pipeline.errors import ArchiveError, EvidenceUnavailable, ModelMismatch, StorageError
+from pipeline.kv_encoding import codec_settings
+from pipeline.kv_reload import PendingChunk, Reload
 
 if TYPE_CHECKING:
+    import torch
+
     from indexers.sparse import SparseParts
     from pipeline.reader import ArchiveReader
-    from videoxl2.kv import ChunkKV, KVLevel
+    from videoxl2.kv import ChunkKV, KVLevel, PendingKV
 
 logger = logging.getLogger(__name__)
 
 
+_OPEN_ATTEMPTS = 4
+"""How often a KV file may change between reading its segment's row and opening it before that is an error."""
+
+
 @dataclass(slots=True)
 class LoadedKV:
-    """Chunks by id, at the level that was asked for, with what it cost to get them."""
+    """Chunks by id, at the level that was asked for, with what it cost to get them. A context manager.
 
-    chunks: dict[str, ChunkKV] = field(default_factory=dict)
+    Dense chunks of an opened one are on their way: they can be placed once, before this is closed. ``load_s`` is
+    the time to open files and to read sparse KV; ``wait_s`` that which assembly spent waiting for dense KV.
+    """
+
+    chunks: dict[str, ChunkKV | PendingKV] = field(default_factory=dict)
     load_s: float = 0.0
     recompute_s: float = 0.0
     bytes_read: int = 0
+    reload: Reload | None = None
+
+    @property
+    def wait_s(self) -> float:
+        return 0.0 if self.reload is None else self.reload.wait_s
+
+    def __enter__(self) -> LoadedKV:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End reading and close the files."""
+        if self.reload is not None:
+            self.reload.close()
 
 
 class KVSource:
@@ -45,24 +74,45 @@ class KVSource:
         self._reader = reader
         self._reuse = reuse
 
-    def load(self, wanted: Sequence[tuple[dict[str, Any], KVLevel]]) -> LoadedKV:
-        """KV of every wanted chunk (a ``chunks`` row and a level)."""
-        loaded = LoadedKV()
+    def load(self, wanted: Sequence[tuple[dict[str, Any], KVLevel]], device: str | torch.device = "cpu") -> LoadedKV:
+        """KV of every wanted chunk (a ``chunks`` row and a level), in memory; dense KV on ``device``."""
+        with self.open(wanted) as loaded:
+            pending = {key: chunk for key, chunk in loaded.chunks.items() if isinstance(chunk, PendingChunk)}
+            for chunk in pending.values():
+                chunk.bind_to_own(device)
+            loaded.chunks.update({key: chunk.load() for key, chunk in pending.items()})
+        loaded.load_s += loaded.wait_s
+        loaded.reload = None
+        return loaded
+
+    def open(self, wanted: Sequence[tuple[dict[str, Any], KVLevel]]) -> LoadedKV:
+        """The same, but stored dense KV is only announced: it is read where and when a cache is assembled from it.
+
+        What is missing is found here, what is damaged when it is waited for.
+        """
+        loaded = LoadedKV(reload=Reload())
         per_segment: dict[str, list[tuple[dict[str, Any], KVLevel]]] = defaultdict(list)
         for row, level in wanted:
             per_segment[row["segment_id"]].append((row, level))
-        for items in per_segment.values():
-            if self._reuse == "recompute":
-                self._recompute(items, loaded)
-                continue
-            try:
-                self._reload(items, loaded)
-            except MissingKV as exc:
-                if self._reuse == "reload":
-                    raise StorageError(f"stored KV is not there: {exc}; --reuse auto would recompute it") from exc
-                logger.warning("stored KV of segment %s is not there; recomputing it", items[0][0]["segment_id"])
-                self._recompute(items, loaded)
+        try:
+            for items in per_segment.values():
+                self._open_segment(items, loaded)
+        except BaseException:
+            loaded.close()
+            raise
         return loaded
+
+    def _open_segment(self, items: Sequence[tuple[dict[str, Any], KVLevel]], loaded: LoadedKV) -> None:
+        if self._reuse == "recompute":
+            self._recompute(items, loaded)
+            return
+        try:
+            self._reload(items, loaded)
+        except MissingKV as exc:
+            if self._reuse == "reload":
+                raise StorageError(f"stored KV is not there: {exc}; --reuse auto would recompute it") from exc
+            logger.warning("stored KV of segment %s is not there; recomputing it", items[0][0]["segment_id"])
+            self._recompute(items, loaded)
 
     def _reload(self, items: Sequence[tuple[dict[str, Any], KVLevel]], loaded: LoadedKV) -> None:
         from videoxl2.kv import KVLevel
@@ -71,25 +121,45 @@ class KVSource:
         recipe = self._reader.manifest.recipe
         dense = [row for row, level in items if level is KVLevel.DENSE]
         sparse = [row for row, level in items if level is KVLevel.SPARSE]
+        found: dict[str, ChunkKV | PendingKV] = {}
+        num_bytes = 0
         if dense:
-            segment = self._segment(dense[0])
-            if segment.kv_path is None:
-                raise MissingKV(f"segment {segment.segment_id}")
-            with DenseKVReader(self._reader.folder / segment.kv_path, segment.kv_digest) as file:
-                check_owner(file, recipe.fingerprint, dense[0]["video_id"], dense[0]["segment_index"])
-                for row in dense:
-                    chunk = read_dense_chunk(file, row["chunk_index"])
-                    loaded.bytes_read += chunk.num_bytes
-                    loaded.chunks[row["chunk_id"]] = chunk
+            assert loaded.reload is not None
+            file = loaded.reload.add(self._open_file(dense[0]))
+            file.announce(row["chunk_index"] for row in dense)
+            for row in dense:
+                pending = loaded.reload.chunk(file, row["chunk_index"])
+                num_bytes += pending.num_bytes
+                found[row["chunk_id"]] = pending
         if sparse:
             parts = self._reader.store.read_sparse([row["chunk_id"] for row in sparse])
             for row in sparse:
                 stored = parts.get(row["chunk_id"])
                 if stored is None:
                     raise MissingKV(f"sparse_kv of chunk {row['chunk_id']}")
-                loaded.bytes_read += stored.num_bytes
-                loaded.chunks[row["chunk_id"]] = stored_sparse_chunk(stored, row, recipe.compression)
+                num_bytes += stored.num_bytes
+                found[row["chunk_id"]] = stored_sparse_chunk(stored, row, recipe.compression)
+        loaded.chunks.update(found)
+        loaded.bytes_read += num_bytes
         loaded.load_s += time.perf_counter() - started
+
+    def _open_file(self, row: dict[str, Any]) -> DenseKVReader:
+        """The segment's file. A writer may encode it anew between row and file: then the row is read again."""
+        recipe = self._reader.manifest.recipe
+        segment = self._segment(row)
+        for attempt in range(_OPEN_ATTEMPTS):
+            if segment.kv_path is None:
+                break
+            try:
+                return open_dense(self._reader.folder / segment.kv_path, recipe.fingerprint, segment)
+            except CorruptKV:
+                newer = self._segment(row)
+                if (newer.kv_path, newer.kv_digest) == (segment.kv_path, segment.kv_digest):
+                    raise
+                if attempt == _OPEN_ATTEMPTS - 1:
+                    raise
+                segment = newer
+        raise MissingKV(f"segment {segment.segment_id}")
 
     def _segment(self, row: dict[str, Any]) -> SegmentRow:
         for segment in self._reader.store.segments(row["video_id"]):
@@ -111,26 +181,54 @@ class KVSource:
         loaded.recompute_s += time.perf_counter() - started
 
 
-def check_owner(file: DenseKVReader, fingerprint: str, video_id: str, segment_index: int) -> None:
+def open_dense(path: Path, fingerprint: str, segment: SegmentRow) -> DenseKVReader:
+    """A segment's KV file, checked against the archive's fingerprint and the segment's row; the caller closes it.
+
+    Raises ``MissingKV``, ``CorruptKV``, and what ``check_owner`` raises.
+    """
+    file = DenseKVReader(path, segment.kv_digest)
+    try:
+        check_owner(file, fingerprint, segment)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_owner(file: DenseKVReader, fingerprint: str, segment: SegmentRow) -> None:
     """A file in the right place with the wrong content must not serve: not another video's, not another model's.
 
-    Raises ``ModelMismatch`` or ``StorageError``.
+    Raises ``ModelMismatch`` or ``StorageError``, naming the field.
     """
     header = file.header
     if header.fingerprint != fingerprint:
         raise ModelMismatch(
             f"KV file {file.path} has fingerprint {header.fingerprint[:12]}, the archive {fingerprint[:12]}"
         )
-    if (header.video_id, header.segment_index) != (video_id, segment_index):
-        raise StorageError(f"KV file {file.path} belongs to another segment: {header.video_id}")
+    for name, found, expected in (
+        ("video_id", header.video_id, segment.video_id),
+        ("segment_index", header.segment_index, segment.segment_index),
+    ):
+        if found != expected:
+            raise StorageError(f"KV file {file.path} belongs to another segment: {name} {found}, not {expected}")
+    for name, found, expected in (
+        ("codec", header.encoding.codec, segment.codec),
+        ("dtype", header.dtype, segment.dtype),
+        ("number of chunks", header.num_chunks, segment.num_chunks),
+    ):
+        if found != expected:
+            raise StorageError(f"KV file {file.path} has {name} {found}, the segment's row {expected}")
 
 
 def read_dense_chunk(file: DenseKVReader, index: int) -> ChunkKV:
-    """One chunk of a KV file, over the bytes that were read; raises ``CorruptKV``."""
-    from videoxl2.kv import ChunkKV, KVLevel, kv_from_buffer
+    """One chunk of a KV file, decoded on the CPU; raises ``CorruptKV``."""
+    from videoxl2.kv import ChunkKV, KVLevel
+    from videoxl2.kv_codec import decode_kv
 
-    kv = kv_from_buffer(file.read_chunk(index), file.header.dtype, file.header.chunk_shape(index))
-    return ChunkKV(kv, file.header.chunk_groups[index], KVLevel.DENSE)
+    header = file.header
+    payload = file.read_chunk(index)
+    kv = decode_kv(payload, header.chunk_shape(index), header.dtype, codec_settings(header.encoding))
+    return ChunkKV(kv, header.chunk_groups[index], KVLevel.DENSE)
 
 
 def stored_sparse_chunk(stored: SparseParts, row: dict[str, Any], compression: int) -> ChunkKV:

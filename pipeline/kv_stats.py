@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from indexers.records import SPARSE_KV, TABLES, SegmentRow, VideoRow
 from indexers.store import TABLES_FOLDER
 from indexers.sweep import KV_FOLDER
 from pipeline.errors import UsageError
+from pipeline.planner import planner_accuracy
 from pipeline.reader import ArchiveReader
+from pipeline.retention import plan_retention
+from pipeline.tiers import kv_file_bytes, token_bytes
 
 GIGABYTE = 10**9
 
@@ -86,9 +90,35 @@ def kv_stats(reader: ArchiveReader, price_per_gb_month: float | None = None) -> 
         "missing_kv_files": sum(
             segment.kv_path is not None and segment.kv_path not in kv_files for segment in segments
         ),
+        "cap": {"max_kv_bytes": reader.settings.storage.max_kv_bytes, "kv_file_bytes": kv_file_bytes(reader.folder)},
+        "never_dense": _never_dense(reader, shown),
+        "retention": _retention(reader),
+        "planner": planner_accuracy(reader.folder),
         "price_per_gb_month": price_per_gb_month,
         "cost_per_month": _cost(on_disk, price_per_gb_month),
         "source_cost_per_month": _cost(total["source_bytes"], price_per_gb_month),
+    }
+
+
+def _never_dense(reader: ArchiveReader, shown: set[str]) -> dict[str, Any]:
+    """Chunks that were never given dense KV (static ones, or no room under the cap), and the exact bytes not taken."""
+    if not shown:
+        return {"chunks": 0, "saved_bytes": 0}
+    rows = reader.store.chunks(columns=["video_id", "num_tokens", "kv_length"]).to_pylist()
+    without = [row["num_tokens"] for row in rows if row["video_id"] in shown and row["kv_length"] == 0]
+    return {"chunks": len(without), "saved_bytes": sum(without) * token_bytes(reader.manifest.recipe)}
+
+
+def _retention(reader: ArchiveReader) -> dict[str, Any]:
+    """What ``vxl retention`` would free now; an estimate."""
+    storage = reader.settings.storage
+    plan = plan_retention(reader.folder, reader.store, storage.retention, storage.pins, datetime.now(UTC))
+    return {
+        "rules": len(storage.retention),
+        "segments": len(plan.demotions),
+        "videos": len(plan.expired),
+        "frees_bytes": plan.freed,
+        "unknown_age": plan.unknown_age,
     }
 
 

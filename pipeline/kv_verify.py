@@ -1,7 +1,8 @@
 """Is stored KV what the model makes of the video? Segments are prefilled again and compared; a certificate records it.
 
 Checksums prove that bytes are those that were written. This proves that they were the right ones: a chunk rotated,
-swapped or taken from elsewhere fails even when it is signed correctly. Tables are only read.
+swapped or taken from elsewhere fails even when it is signed correctly. KV under a lossy codec is allowed what the codec
+states, value by value, and no more. Tables are only read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,19 @@ import xxhash
 
 from indexers.container import DurableFile
 from indexers.errors import StoreError
-from indexers.kv_file import DenseKVReader
+from indexers.kv_file import EXACT
 from indexers.records import SegmentRow, rows_of
 from indexers.sweep import KV_FOLDER
 from pipeline.errors import ArchiveError, EvidenceUnavailable, StorageError, UsageError
-from pipeline.kv_source import check_owner, prefill_segment, read_dense_chunk, stored_sparse_chunk
+from pipeline.kv_encoding import codec_settings
+from pipeline.kv_source import open_dense, prefill_segment, read_dense_chunk, stored_sparse_chunk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.reader import ArchiveReader
     from videoxl2.kv import ChunkKV
+    from videoxl2.kv_codec import CodecSettings
     from videoxl2.model import VideoXL2
 
 logger = logging.getLogger(__name__)
@@ -56,8 +59,10 @@ about 1. The half-precision figures are an allowance, not a measurement: no GPU 
 class SegmentVerdict:
     """What came of one segment. Figures are ``None`` where it did not get that far.
 
-    ``max_kv_diff`` and ``max_token_error`` are over the dense chunks, ``is_bit_exact`` says that every byte agreed;
-    ``top1_agreement`` is the share of the probe's tokens that stored KV would also have chosen.
+    ``max_kv_diff`` and ``max_token_error`` are over the dense chunks: what the codec costs is in them.
+    ``max_token_excess`` is the part beyond what the codec states. ``is_bit_exact`` says that every byte is the one that
+    this codec makes of recomputed KV; ``top1_agreement`` is the share of the probe's tokens that stored KV would also
+    have chosen.
     """
 
     segment_id: str
@@ -68,6 +73,7 @@ class SegmentVerdict:
     is_bit_exact: bool | None = None
     max_kv_diff: float | None = None
     max_token_error: float | None = None
+    max_token_excess: float | None = None
     max_logit_diff: float | None = None
     top1_agreement: float | None = None
     answer_agreement: bool | None = None
@@ -85,11 +91,15 @@ class SegmentVerdict:
 
 @dataclass(frozen=True, slots=True)
 class KVDifference:
-    """How far two sets of chunks are apart: in bytes, in the largest value, in the worst token."""
+    """How far two sets of chunks are apart: in bytes, in the largest value, in the worst token.
+
+    ``token_excess`` is that of the worst token beyond what was allowed to each of its values.
+    """
 
     is_bit_exact: bool
     max_abs: float
     token_error: float
+    token_excess: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +158,29 @@ def verify_segment(
     try:
         if segment.kv_path is None:
             return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
-        stored = _stored_dense(reader, segment, segment.kv_path)
-        sparse_error = _sparse_error(reader, segment, stored, tolerance)
+        stored, codec = _stored_dense(reader, segment, segment.kv_path)
+        sparse_error = _sparse_error(reader, segment, stored, codec, tolerance)
         try:
             made = prefill_segment(reader, segment.video_id, segment.segment_index)
         except EvidenceUnavailable as exc:
             if sparse_error is not None:
                 return replace(verdict, error=sparse_error)
             return replace(verdict, status=NOT_VERIFIABLE, error=str(exc))
+        has_gaps = len(stored) == len(made) and not all(chunk.groups for chunk in stored)
+        if has_gaps:  # chunks that keep sparse KV only: of those there is nothing dense to compare
+            stored = tuple(mine if mine.groups else theirs for mine, theirs in zip(stored, made, strict=True))
         if [chunk.groups for chunk in stored] != [chunk.groups for chunk in made]:
             return replace(verdict, error="the video gives other chunks than those that are stored")
-        kv = kv_difference(stored, made)
+        if (has_gaps or segment.codec != EXACT) and sparse_error is None:  # pooled before the codec: hold it to that
+            sparse_error = _sparse_error(reader, segment, made, None, tolerance)
+        kv = kv_difference(stored, made, codec)
         probe = probe_difference(model, stored, made)
         verdict = replace(
             verdict,
             is_bit_exact=kv.is_bit_exact,
             max_kv_diff=kv.max_abs,
             max_token_error=kv.token_error,
+            max_token_excess=kv.token_excess,
             max_logit_diff=probe.max_logit_diff,
             top1_agreement=probe.top1_agreement,
             answer_agreement=probe.answer_agrees,
@@ -172,8 +188,8 @@ def verify_segment(
         if not is_same_kv(kv, tolerance):
             return replace(
                 verdict,
-                error=f"stored KV is not what the video gives: a token is off by {kv.token_error:.3g} of the usual "
-                f"length, {tolerance:g} is allowed",
+                error=f"stored KV is not what the video gives: a token is off by {kv.token_excess:.3g} of the usual "
+                f"length{_beyond(segment.codec)}, {tolerance:g} is allowed",
             )
         if sparse_error is not None:
             return replace(verdict, error=sparse_error)
@@ -184,32 +200,85 @@ def verify_segment(
 
 def is_same_kv(difference: KVDifference, tolerance: float) -> bool:
     """Equal bytes, or a difference that another order of summation explains; never true for values that are NaN."""
-    return difference.is_bit_exact or difference.token_error <= tolerance
+    return difference.is_bit_exact or difference.token_excess <= tolerance
 
 
-def kv_difference(stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> KVDifference:
+def kv_difference(
+    stored: Sequence[ChunkKV], made: Sequence[ChunkKV], codec: CodecSettings | None = None
+) -> KVDifference:
     """``stored`` against ``made``, chunk by chunk of equal shapes.
 
     ``token_error`` is the largest length of a difference of one head's vector of one token, over the root mean square
-    length of that layer's keys or values in the chunk: one wrong token among thousands is not averaged away.
+    length of that layer's keys or values in the chunk: one wrong token among thousands is not averaged away. With a
+    lossy ``codec``, equal bytes are those that it makes of ``made``, and its error bound is taken off every value of a
+    difference before ``token_excess`` is measured.
     """
     import numpy as np
 
     from videoxl2.kv import kv_to_numpy
 
-    is_bit_exact, max_abs, token_error = True, 0.0, 0.0
+    is_bit_exact, max_abs, token_error, token_excess = True, 0.0, 0.0, 0.0
     for left, right in zip(stored, made, strict=True):
-        if np.array_equal(kv_to_numpy(left.kv_LSKMDh), kv_to_numpy(right.kv_LSKMDh)):
+        right_LSKMDh = right.kv_LSKMDh.detach().cpu()
+        found = kv_to_numpy(left.kv_LSKMDh)
+        is_same = any(np.array_equal(found, kv_to_numpy(kv)) for kv in _as_stored(right_LSKMDh, codec))
+        is_bit_exact = is_bit_exact and is_same
+        bound_LSKMDh = _allowed(right_LSKMDh, codec)
+        if is_same and bound_LSKMDh is None:
             continue
-        is_bit_exact = False
-        for layer in range(left.kv_LSKMDh.shape[0]):  # one layer at a time bounds the memory of float64
-            values_SKMDh = right.kv_LSKMDh[layer].detach().cpu().double()
-            apart_SKMDh = left.kv_LSKMDh[layer].detach().cpu().double() - values_SKMDh
-            usual_S = values_SKMDh.square().sum(-1).mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
-            error_SKM = apart_SKMDh.square().sum(-1).sqrt() / usual_S[:, None, None]
-            max_abs = _larger(max_abs, float(apart_SKMDh.abs().max()))
-            token_error = _larger(token_error, float(error_SKM.max()))
-    return KVDifference(is_bit_exact, max_abs, token_error)
+        for layer in range(right_LSKMDh.shape[0]):  # one layer at a time bounds the memory of float64
+            bound_SKMDh = None if bound_LSKMDh is None else bound_LSKMDh[layer].double()
+            errors = _layer_errors(left.kv_LSKMDh[layer].detach().cpu(), right_LSKMDh[layer], bound_SKMDh)
+            max_abs, token_error = _larger(max_abs, errors[0]), _larger(token_error, errors[1])
+            token_excess = _larger(token_excess, errors[2])
+    return KVDifference(is_bit_exact, max_abs, token_error, token_excess)
+
+
+def _as_stored(kv_LSKMDh: Tensor, codec: CodecSettings | None) -> Iterator[Tensor]:
+    """What the values come back as: themselves, or as the codec makes them, straight or (int4) from stored int8."""
+    from videoxl2.kv_codec import KVCodec, decode_kv, encode_kv
+
+    def coded(values: Tensor, settings: CodecSettings) -> Tensor:
+        dtype = str(values.dtype).removeprefix("torch.")
+        return decode_kv(encode_kv(values, settings), tuple(values.shape), dtype, settings)
+
+    if codec is None or codec.codec is KVCodec.EXACT:
+        yield kv_LSKMDh
+        return
+    yield coded(kv_LSKMDh, codec)
+    if codec.codec is KVCodec.INT4:
+        yield coded(coded(kv_LSKMDh, replace(codec, codec=KVCodec.INT8)), codec)
+
+
+def _allowed(kv_LSKMDh: Tensor, codec: CodecSettings | None) -> Tensor | None:
+    """The largest error of each value that the codec states; None for none. An int4 file may be made of an int8 one."""
+    from videoxl2.kv_codec import KVCodec, error_bound
+
+    if codec is None or codec.codec is KVCodec.EXACT:
+        return None
+    bound = error_bound(kv_LSKMDh, codec)
+    if codec.codec is KVCodec.INT4:
+        eight = replace(codec, codec=KVCodec.INT8)
+        bound = bound * (1 + 2 / eight.levels) + error_bound(kv_LSKMDh, eight)
+    return bound
+
+
+def _layer_errors(left_SKMDh: Tensor, right_SKMDh: Tensor, bound_SKMDh: Tensor | None) -> tuple[float, float, float]:
+    """Largest difference, worst token, and worst token beyond the bound, of one layer."""
+    values_SKMDh = right_SKMDh.double()
+    apart_SKMDh = (left_SKMDh.double() - values_SKMDh).abs()
+    usual_S = values_SKMDh.square().sum(-1).mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
+
+    def worst(of_SKMDh: Tensor) -> float:
+        return float((of_SKMDh.square().sum(-1).sqrt() / usual_S[:, None, None]).max())
+
+    error = worst(apart_SKMDh)
+    excess = error if bound_SKMDh is None else worst((apart_SKMDh - bound_SKMDh).clamp_min(0.0))
+    return float(apart_SKMDh.max()), error, excess
+
+
+def _beyond(codec: str) -> str:
+    return "" if codec == EXACT else f" beyond what {codec} may cost"
 
 
 def probe_difference(model: VideoXL2, stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> ProbeDifference:
@@ -255,29 +324,31 @@ def _answer_logits(
     return logits, tokens
 
 
-def _stored_dense(reader: ArchiveReader, segment: SegmentRow, kv_path: str) -> tuple[ChunkKV, ...]:
-    recipe = reader.manifest.recipe
-    with DenseKVReader(reader.folder / kv_path, segment.kv_digest) as file:
-        check_owner(file, recipe.fingerprint, segment.video_id, segment.segment_index)
-        for name, found, expected in (
-            ("dtype", file.header.dtype, recipe.dtype),
-            ("number of chunks", file.header.num_chunks, segment.num_chunks),
-        ):
-            if found != expected:
-                raise StorageError(f"KV file {file.path} has {name} {found}, the archive {expected}")
-        return tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
+def _stored_dense(
+    reader: ArchiveReader, segment: SegmentRow, kv_path: str
+) -> tuple[tuple[ChunkKV, ...], CodecSettings]:
+    with open_dense(reader.folder / kv_path, reader.manifest.recipe.fingerprint, segment) as file:
+        chunks = tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
+        return chunks, codec_settings(file.header.encoding)
 
 
-def _sparse_error(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], tolerance: float) -> str | None:
+def _sparse_error(
+    reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], codec: CodecSettings | None, tolerance: float
+) -> str | None:
     try:
-        _check_sparse(reader, segment, dense, tolerance)
+        _check_sparse(reader, segment, dense, codec, tolerance)
     except (StorageError, StoreError) as exc:
         return str(exc)
     return None
 
 
-def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], tolerance: float) -> None:
-    """Stored sparse KV must be what pooling the stored dense KV gives. Raises ``StorageError`` naming the chunk."""
+def _check_sparse(
+    reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], codec: CodecSettings | None, tolerance: float
+) -> None:
+    """Stored sparse KV must be what pooling dense KV gives. Raises ``StorageError`` naming the chunk.
+
+    Where ``dense`` went through a lossy ``codec``, a pooled value is allowed the mean of what its tokens may have lost.
+    """
     from videoxl2.kv import sparsify
 
     compression = reader.manifest.recipe.compression
@@ -291,15 +362,36 @@ def _check_sparse(reader: ArchiveReader, segment: SegmentRow, dense: Sequence[Ch
         name = f"chunk {row['chunk_id']}"
         if row["chunk_id"] not in parts:
             raise StorageError(f"{name}: its sparse KV is not there")
+        if not chunk.groups:
+            continue
         expected = sparsify(chunk, compression)
         stored = stored_sparse_chunk(parts[row["chunk_id"]], row, compression)
         if stored.groups != expected.groups or stored.kv_LSKMDh.shape != expected.kv_LSKMDh.shape:
             raise StorageError(f"{name}: its sparse KV has other tokens than its dense KV")
-        difference = kv_difference([stored], [expected])
-        if not is_same_kv(difference, tolerance):
-            raise StorageError(
-                f"{name}: its sparse KV is not its dense KV pooled (a token is off by {difference.token_error:.3g})"
-            )
+        excess = pooled_excess(stored, expected, chunk, codec, compression)
+        if not excess <= tolerance:  # also where it is NaN
+            raise StorageError(f"{name}: its sparse KV is not its dense KV pooled (a token is off by {excess:.3g})")
+
+
+def pooled_excess(
+    stored: ChunkKV, pooled: ChunkKV, dense: ChunkKV, codec: CodecSettings | None, compression: int
+) -> float:
+    """The worst token of stored sparse KV against ``pooled``, beyond what ``dense`` may have lost to its codec.
+
+    The bound is taken from values that went through the codec, whose range in a group may have shrunk by a step.
+    """
+    from videoxl2.kv import sparsify
+
+    lost_LSKMDh = _allowed(dense.kv_LSKMDh, codec)
+    if codec is None or lost_LSKMDh is None:
+        return kv_difference([stored], [pooled]).token_excess
+    lost_LSKMDh = lost_LSKMDh * (1 + 2 / codec.levels)
+    lost = sparsify(replace(dense, kv_LSKMDh=lost_LSKMDh), compression).kv_LSKMDh
+    excess = 0.0
+    for layer in range(lost.shape[0]):
+        errors = _layer_errors(stored.kv_LSKMDh[layer], pooled.kv_LSKMDh[layer], lost[layer].double())
+        excess = _larger(excess, errors[2])
+    return excess
 
 
 def _report(
@@ -312,9 +404,31 @@ def _report(
         "segments": [verdict.to_dict() for verdict in verdicts],
         "ok": bool(verdicts) and all(verdict.ok for verdict in verdicts),
         "counts": {**counts, "sampled": len(verdicts), "in_archive": num_total},
+        "codecs": codec_figures(verdicts),
     }
     certificate = _write_certificate(reader, report, seed, tolerance) if verdicts else None
     return {**report, "certificate": certificate}
+
+
+def codec_figures(verdicts: Sequence[SegmentVerdict]) -> list[dict[str, Any]]:
+    """The worst figures of each codec's segments that were compared, and the shares that agreed."""
+    rows = []
+    for codec in sorted({verdict.codec for verdict in verdicts}):
+        of = [verdict for verdict in verdicts if verdict.codec == codec]
+        compared = [verdict for verdict in of if verdict.answer_agreement is not None]
+        row: dict[str, Any] = {
+            "codec": codec,
+            "segments": len(of),
+            "verified": sum(verdict.ok for verdict in of),
+            "failed": sum(verdict.status == FAILED for verdict in of),
+        }
+        for name in ("max_kv_diff", "max_token_error", "max_token_excess", "max_logit_diff"):
+            row[name] = _finite(_largest(getattr(verdict, name) for verdict in compared))
+        for name in ("top1_agreement", "answer_agreement"):
+            values = [float(getattr(verdict, name)) for verdict in compared]
+            row[name] = sum(values) / len(values) if values else None
+        rows.append(row)
+    return rows
 
 
 def certificate_digest(certificate: dict[str, Any]) -> str:
@@ -350,6 +464,15 @@ def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int,
         logger.warning("the certificate cannot be written to %s: %s", reader.folder, exc.strerror or exc)
         return None
     return relative
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """The largest, NaN when one of them is; None of none."""
+    found: float | None = None
+    for value in values:
+        if value is not None:
+            found = value if found is None else _larger(found, value)
+    return found
 
 
 def _larger(left: float, right: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from indexers.config import StoreSettings
-from indexers.kv_file import DenseKVHeader, WrittenKV, write_dense_kv
+from indexers.kv_file import EXACT, DenseKVHeader, WrittenKV, write_dense_kv
 from indexers.records import (
     CHUNKS_SCHEMA,
     SPARSE_SCHEMA,
@@ -25,6 +26,7 @@ from indexers.records import (
 )
 from indexers.sparse import sparse_rows
 from pipeline.decode_worker import FrameBatch
+from pipeline.kv_encoding import NO_DENSE, codec_settings, encoding_of
 from pipeline.recipe import Recipe
 from pipeline.tasks import VideoTask
 from videoxl2.preprocess import frames_to_pixels
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from videoxl2.kv import ChunkKV
     from videoxl2.model import VideoXL2
 
+logger = logging.getLogger(__name__)
 
 WHOLE_VIDEO_TOKENS = 2**31
 """Longest prefill of a video that is one segment: none in practice."""
@@ -171,11 +174,42 @@ class Segment:
         """Key of the segment's row."""
         return make_segment_id(self.task.video_id, self.segment_index)
 
-    def write_kv(self, archive: Path) -> SegmentRows:
-        """Write the dense KV file to its place, durably, and return the rows that refer to it."""
-        from videoxl2.kv import kv_to_numpy
+    def write_kv(self, archive: Path, codec: str = EXACT, keep: Sequence[bool] | None = None) -> SegmentRows:
+        """Write the dense KV file to its place, durably, and return the rows that refer to it.
 
-        relative = kv_path(self.task.video_id, self.segment_index)
+        ``keep`` says which chunks keep dense KV (all by default); the others keep sparse KV only, and where none is
+        kept there is no file.
+
+        Sparse KV is pooled from the values as they were computed, whatever the codec. A segment with values that int8
+        and int4 cannot hold (not finite, or huge) is stored exactly, with a warning; its row says so.
+        """
+        from videoxl2.errors import KVLayoutError
+
+        keep = [True] * len(self.chunks) if keep is None else keep
+        try:
+            dense = self._write_dense(archive, codec, keep) if any(keep) else None
+        except KVLayoutError as exc:
+            logger.warning("segment %s is stored exactly: %s", self.segment_id, exc)
+            codec = EXACT
+            dense = self._write_dense(archive, codec, keep)
+        sparse = [row for number, chunk in enumerate(self.chunks) for row in self._sparse_rows(number, chunk)]
+        return SegmentRows(
+            segment=self._segment_row(codec, dense, sparse),
+            chunks=to_table([self._chunk_row(number, dense) for number in range(len(self.chunks))], CHUNKS_SCHEMA),
+            embeddings=to_table(
+                [self._embedding_row(group) for group in range(len(self.group_times_s))],
+                embeddings_schema(self.vectors_GE.shape[1]),
+            ),
+            sparse=to_table(sparse, SPARSE_SCHEMA),
+        )
+
+    def _write_dense(self, archive: Path, codec: str, keep: Sequence[bool]) -> tuple[str, WrittenKV]:
+        """Path relative to the archive, and what was written. Raises ``KVLayoutError`` for values out of range."""
+        from videoxl2.kv_codec import encode_kv
+
+        relative = kv_path(self.task.video_id, self.segment_index, codec)
+        encoding = encoding_of(codec)
+        settings = codec_settings(encoding)
         layers, _, kv_heads, _, head_dim = self.chunks[0].kv_LSKMDh.shape
         header = DenseKVHeader(
             video_id=self.task.video_id,
@@ -185,23 +219,21 @@ class Segment:
             layers=layers,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            chunk_groups=tuple(chunk.groups for chunk in self.chunks),
+            chunk_groups=tuple(chunk.groups if kept else () for chunk, kept in zip(self.chunks, keep, strict=True)),
+            encoding=encoding,
         )
         path = archive / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_dense_kv(path, header, [kv_to_numpy(chunk.kv_LSKMDh).data for chunk in self.chunks])
-        sparse = [row for number, chunk in enumerate(self.chunks) for row in self._sparse_rows(number, chunk)]
-        return SegmentRows(
-            segment=self._segment_row(relative, written, sparse),
-            chunks=to_table([self._chunk_row(number, written) for number in range(len(self.chunks))], CHUNKS_SCHEMA),
-            embeddings=to_table(
-                [self._embedding_row(group) for group in range(len(self.group_times_s))],
-                embeddings_schema(self.vectors_GE.shape[1]),
-            ),
-            sparse=to_table(sparse, SPARSE_SCHEMA),
+        payloads = (
+            encode_kv(chunk.kv_LSKMDh, settings).data if kept else b""
+            for chunk, kept in zip(self.chunks, keep, strict=True)
         )
+        return relative, write_dense_kv(path, header, payloads)
 
-    def _segment_row(self, path: str, written: WrittenKV, sparse: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _segment_row(
+        self, codec: str, dense: tuple[str, WrittenKV] | None, sparse: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        path, written = (None, None) if dense is None else dense
         return {
             "segment_id": self.segment_id,
             "video_id": self.task.video_id,
@@ -214,16 +246,16 @@ class Segment:
             "num_tokens": sum(chunk.num_tokens for chunk in self.chunks),
             "state": "indexed",
             "kv_path": path,
-            "kv_bytes": written.num_bytes,
+            "kv_bytes": 0 if written is None else written.num_bytes,
             "sparse_bytes": sum(len(row["kv"]) for row in sparse),
-            "kv_digest": written.digest,
-            "tier": "dense",
-            "codec": "exact",
+            "kv_digest": None if written is None else written.digest,
+            "tier": NO_DENSE if dense is None else "dense",
+            "codec": NO_DENSE if dense is None else codec,
             "dtype": self.recipe.dtype,
             "fingerprint": self.recipe.fingerprint,
         }
 
-    def _chunk_row(self, number: int, written: WrittenKV) -> dict[str, Any]:
+    def _chunk_row(self, number: int, dense: tuple[str, WrittenKV] | None) -> dict[str, Any]:
         first = number * self.recipe.chunk_groups
         last = first + self.chunks[number].num_groups
         appearance_E = _unit(self.vectors_GE[first:last].mean(axis=0))
@@ -243,8 +275,8 @@ class Segment:
             "motion": float(self.motion_G[first:last].mean()),
             "novelty": float(max(0.0, 1.0 - appearance_E @ usual_E)),
             "thumbnail": self.thumbnails[(first + last - 1) // 2],
-            "kv_offset": written[number].offset,
-            "kv_length": written[number].length,
+            "kv_offset": 0 if dense is None else dense[1][number].offset,
+            "kv_length": 0 if dense is None else dense[1][number].length,
         }
 
     def _embedding_row(self, group: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipeline.media import fetch_uri
 from pipeline.recipe import Manifest, Recipe
 from pipeline.segment import SegmentBuilder
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
+from pipeline.tiers import write_segment
 
 if TYPE_CHECKING:
     from videoxl2.dual_encoder import ImageEncoder
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 0.5
+_ROOM_WAIT_S = 30.0
+"""How long a worker beside the committer waits for it to make room under the byte cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,8 @@ class VideoIndexer:
     def _stage_segment(self, builder: SegmentBuilder, stage: _Stage) -> SegmentStaged:
         segment = builder.finish()
         stage.name = "write"
-        rows = segment.write_kv(self._archive)
+        wait_s = 0.0 if self._settings.runner.kind == "local" else _ROOM_WAIT_S
+        rows = write_segment(self._archive, segment, self._settings.ingest.codec, self._settings.storage, wait_s)
         path = write_staged(self._archive / STAGING_FOLDER, rows)
         return SegmentStaged(
             video_id=builder.task.video_id,

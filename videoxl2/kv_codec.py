@@ -67,7 +67,7 @@ VALUE_GROUPING = Grouping("channel", 64)
 
 @dataclass(frozen=True, slots=True)
 class CodecSettings:
-    """A codec with its groupings; they decide the bytes, so they belong into a fingerprint. Exact ignores them."""
+    """A codec with its groupings; they decide the bytes, so the file says them. Exact ignores them."""
 
     codec: KVCodec
     keys: Grouping = field(default=KEY_GROUPING)
@@ -118,15 +118,38 @@ def decode_kv(
     """
     if settings.codec is KVCodec.EXACT:
         return kv_from_buffer(payload, dtype, shape, device)
-    raw = kv_from_buffer(payload, "uint8", (encoded_bytes(shape, dtype, settings),), device)
+    raw_B = kv_from_buffer(payload, "uint8", (encoded_bytes(shape, dtype, settings),), device)
     kv_LSKMDh = torch.empty(shape, dtype=_torch_dtype(dtype), device=device)
+    decode_kv_into(raw_B, dtype, settings, kv_LSKMDh)
+    return kv_LSKMDh
+
+
+def decode_kv_into(raw_B: Tensor, dtype: str, settings: CodecSettings, out_LSKMDh: Tensor) -> None:
+    """Expand an encoded chunk of ``dtype`` (uint8, flat, on the device of ``out``) straight to where it is used.
+
+    ``out`` [L, 2, K, M, Dh] may be a slot of a larger tensor; where it is of another dtype the values are rounded to
+    the chunk's own first, so that a chunk has the same values wherever it lands. Layers are written in order. Raises
+    ``KVLayoutError`` when the number of bytes is not the one that shape, dtype and settings make.
+    """
+    shape = tuple(out_LSKMDh.shape)
+    expected = encoded_bytes(shape, dtype, settings)
+    if raw_B.dtype is not torch.uint8 or raw_B.numel() != expected:
+        raise KVLayoutError(f"{raw_B.numel()} bytes do not hold {settings.codec} {dtype} {list(shape)} ({expected})")
+    if settings.codec is KVCodec.EXACT:
+        out_LSKMDh.copy_(_aligned(raw_B, _torch_dtype(dtype)).view(shape))
+        return
+    if out_LSKMDh.dtype is not _torch_dtype(dtype):
+        rounded = torch.empty(shape, dtype=_torch_dtype(dtype), device=out_LSKMDh.device)
+        decode_kv_into(raw_B, dtype, settings, rounded)
+        out_LSKMDh.copy_(rounded)
+        return
     L, _, K, M, Dh = shape
     at = 0
 
     def take(size: int) -> Tensor:
         nonlocal at
         at += size
-        return raw[at - size : at]
+        return raw_B[at - size : at]
 
     for which, grouping in enumerate((settings.keys, settings.values)):
         codes = take(_code_bytes(shape, settings))
@@ -134,9 +157,8 @@ def decode_kv(
             codes = _unpack_nibbles(codes, L * K * M * Dh)
         parameter_shape = _parameter_shape(shape, grouping)
         size = 2 * int(np.prod(parameter_shape, dtype=np.int64))
-        offset, step = (_halves(take(size), parameter_shape) for _ in range(2))
-        _dequantise(codes.view(L, K, M, Dh), offset, step, grouping, kv_LSKMDh[:, which])
-    return kv_LSKMDh
+        offset, step = (_aligned(take(size), torch.float16).view(parameter_shape) for _ in range(2))
+        _dequantise(codes.view(L, K, M, Dh), offset, step, grouping, out_LSKMDh[:, which])
 
 
 def error_bound(kv_LSKMDh: Tensor, settings: CodecSettings) -> Tensor:
@@ -268,10 +290,11 @@ def _half_above(values: Tensor) -> Tensor:
     return torch.where(half.float() < values, bits + 1, bits).view(torch.float16)
 
 
-def _halves(raw: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if raw.storage_offset() % 2:  # an odd number of codes before it: a view needs an even address
-        raw = raw.clone()
-    return raw.view(torch.float16).view(shape)
+def _aligned(raw_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers; copied where an odd number of bytes before them left them at an address of the wrong kind."""
+    if raw_B.storage_offset() % dtype.itemsize:
+        raw_B = raw_B.clone()
+    return raw_B.view(dtype)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexers.errors import CorruptKV
-from indexers.kv_file import ITEM_BYTES, DenseKVHeader, DenseKVReader, write_dense_kv
+from indexers.kv_file import ITEM_BYTES, DenseKVHeader, DenseKVReader, KVEncoding, StepGroup, write_dense_kv
+from pipeline.kv_encoding import codec_settings
+from videoxl2.kv_codec import encoded_bytes
 
+STEP_GROUPS = st.builds(StepGroup, st.sampled_from(["channel", "token"]), st.integers(1, 70))
+LOSSY = st.builds(KVEncoding, st.sampled_from(["int8", "int4"]), STEP_GROUPS, STEP_GROUPS)
 GROUPS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=3).map(tuple)
 HEADERS = st.builds(
     DenseKVHeader,
@@ -24,6 +28,7 @@ HEADERS = st.builds(
     kv_heads=st.integers(1, 3),
     head_dim=st.integers(1, 40),
     chunk_groups=st.lists(GROUPS, max_size=5).map(tuple),
+    encoding=st.one_of(st.just(KVEncoding()), LOSSY),
 )
 
 
@@ -77,3 +82,23 @@ def test_a_file_of_another_length_is_found(header: DenseKVHeader, seed: int, whe
         path.write_bytes(whole + bytes(extra + 1))
         with pytest.raises(CorruptKV):
             DenseKVReader(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=HEADERS.filter(lambda header: "int" not in header.dtype))
+def test_the_file_and_the_codec_agree_on_the_length_of_a_chunk(header: DenseKVHeader) -> None:
+    for chunk in range(header.num_chunks):
+        expected = encoded_bytes(header.chunk_shape(chunk), header.dtype, codec_settings(header.encoding))
+        assert header.chunk_bytes(chunk) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(header=HEADERS, seed=st.integers(0, 1000))
+def test_written_twice_is_the_same_file(header: DenseKVHeader, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.vxlkv"
+        first = write_dense_kv(path, header, make_payloads(header, seed))
+        content = path.read_bytes()
+        assert write_dense_kv(path, header, make_payloads(header, seed)).digest == first.digest
+        assert path.read_bytes() == content
+        assert [entry.name for entry in Path(folder).iterdir()] == ["x.vxlkv"]

@@ -31,8 +31,8 @@ OWNERS = {
     "flash_attn": {"videoxl2/attention.py"},
     "transformers": set(),
     "moto": {"jobs/demo_server.py"},
-    "typer": {"jobs/cli.py"},
-    "rich": {"jobs/output.py", "jobs/ingest.py"},
+    "typer": {"jobs/cli.py", "jobs/evaluate.py"},
+    "rich": {"jobs/output.py", "jobs/ingest.py", "jobs/train.py"},
     "jinja2": {"jobs/report.py"},
     "huggingface_hub": {"videoxl2/checkpoint.py"},
 }

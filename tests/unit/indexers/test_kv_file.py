@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +17,15 @@ import xxhash
 
 from indexers.container import ALIGNMENT
 from indexers.errors import CorruptKV, MissingKV, StoreUnavailable
-from indexers.kv_file import DenseKVHeader, DenseKVReader, DenseKVWriter, write_dense_kv
+from indexers.kv_file import (
+    DenseKVHeader,
+    DenseKVReader,
+    DenseKVWriter,
+    KVEncoding,
+    StepGroup,
+    rewrite_dense_kv,
+    write_dense_kv,
+)
 
 HEADER = DenseKVHeader(
     video_id="a" * 32,
@@ -176,3 +189,171 @@ def test_an_unknown_dtype_is_refused() -> None:
             head_dim=1,
             chunk_groups=(),
         )
+
+
+INT8 = KVEncoding("int8", StepGroup("channel", 64), StepGroup("token", 16))
+
+
+def raw_file(chunks: list[bytes], **changes: Any) -> bytes:
+    """A KV file put together here from the document, not by the writer; format 1 unless ``changes`` say otherwise."""
+    offsets = [4096 * (1 + sum(-(-len(c) // 4096) for c in chunks[:number])) for number in range(len(chunks))]
+    groups = [[[2, 4], [3, 4]], [[2, 4]]]
+    fields = {
+        "format": 1,
+        "layout": "[chunk][layer][K|V][kv_head][token][head_dim]",
+        "rotation": "unrotated",
+        "codec": "exact",
+        "dtype": "bfloat16",
+        "fingerprint": "f" * 32,
+        "video_id": "a" * 32,
+        "segment_index": 3,
+        "layers": 2,
+        "kv_heads": 2,
+        "head_dim": 64,
+        "chunks": [
+            {
+                "offset": offsets[number],
+                "length": len(chunk),
+                "digest": xxhash.xxh3_128_hexdigest(chunk),
+                "tokens": sum(map(sum, groups[number])),
+                "groups": groups[number],
+            }
+            for number, chunk in enumerate(chunks)
+        ],
+        "file_bytes": offsets[-1] + -(-len(chunks[-1]) // 4096) * 4096,
+        **changes,
+    }
+    text = json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+    start = struct.pack("<8sII", b"VXLKVF\r\n", 1, len(text))
+    head = start + xxhash.xxh3_128_digest(start + text) + text
+    assert len(head) <= 4096
+    return head.ljust(4096, b"\0") + b"".join(c.ljust(-(-len(c) // 4096) * 4096, b"\0") for c in chunks)
+
+
+def test_a_file_of_format_1_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(raw_file(payloads()))
+    with DenseKVReader(path) as reader:
+        assert reader.header == HEADER
+        assert reader.header.encoding == KVEncoding()
+        assert [bytes(reader.read_chunk(chunk)) for chunk in range(2)] == payloads()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codec": "int8"}, "codec_parameters do not make sense"),
+        ({"format": 2}, "codec_parameters do not make sense"),
+        ({"format": 3}, "format is 3, this reader knows 1, 2"),
+        ({"codec": "int2"}, "codec is 'int2'"),
+        ({"format": 2, "codec_parameters": {"keys": {"axis": "channel", "size": 64}}}, "need both"),
+        ({"format": 2, "codec_parameters": {"queries": {"axis": "channel", "size": 64}}}, "queries"),
+        (
+            {"format": 2, "codec": "int8", "codec_parameters": INT8.parameters},
+            "chunk 0 has 13312 bytes, its tokens make 8512",
+        ),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_by_the_name_of_its_field(
+    path: Path, changes: dict[str, Any], words: str
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(raw_file(payloads(), **changes))
+    with pytest.raises(CorruptKV, match=words):
+        DenseKVReader(path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("int3",),
+        ("int8",),
+        ("exact", StepGroup("channel", 64), StepGroup("channel", 64)),
+        ("int4", StepGroup("layer", 64), StepGroup("channel", 64)),
+        ("int4", StepGroup("channel", 0), StepGroup("channel", 64)),
+    ],
+)
+def test_an_encoding_that_cannot_be_is_refused(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"codec|group"):
+        KVEncoding(*arguments)
+
+
+def test_the_header_says_codec_and_parameters(path: Path) -> None:
+    header = replace(HEADER, encoding=INT8)
+    rng = np.random.default_rng(0)
+    chunks = [rng.bytes(header.chunk_bytes(chunk)) for chunk in range(2)]
+    write_dense_kv(path, header, chunks)
+    raw = path.read_bytes()
+    fields = json.loads(raw[32 : 32 + int.from_bytes(raw[12:16], "little")])
+    assert (fields["format"], fields["codec"]) == (2, "int8")
+    assert fields["codec_parameters"] == {
+        "keys": {"axis": "channel", "size": 64},
+        "values": {"axis": "token", "size": 16},
+    }
+    with DenseKVReader(path) as reader:
+        assert reader.header == header
+        assert [bytes(reader.read_chunk(chunk)) for chunk in range(2)] == chunks
+
+
+@pytest.mark.parametrize("cut", [1, 4096, 5000, 2**20, 3 * 2**20])
+def test_a_chunk_can_be_read_into_pieces_of_any_size(tmp_path: Path, cut: int) -> None:
+    header = replace(HEADER, chunk_groups=(((0, 2000),), ((0, 7),)), layers=3)
+    chunk = np.random.default_rng(1).bytes(header.chunk_bytes(0))
+    write_dense_kv(tmp_path / "x", header, [chunk, bytes(header.chunk_bytes(1))])
+    room = bytearray(len(chunk))
+    borders = [*range(0, len(chunk), cut), len(chunk)] if cut > 1 else [0, 1, len(chunk)]
+    parts = [memoryview(room)[a:b] for a, b in itertools.pairwise(borders)]
+    with DenseKVReader(tmp_path / "x") as reader:
+        reader.read_chunk_into(0, parts)
+        assert room == chunk
+        with pytest.raises(ValueError, match="were given room"):
+            reader.read_chunk_into(0, parts[1:])
+
+
+def test_reads_that_give_less_than_was_asked_for_go_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense_kv(path, HEADER, payloads())
+    original = os.preadv
+
+    def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return original(descriptor, [buffers[0][:1000]], offset)
+
+    with DenseKVReader(path) as reader:
+        monkeypatch.setattr(os, "preadv", short)
+        room = bytearray(HEADER.chunk_bytes(0))
+        reader.read_chunk_into(0, [memoryview(room)[:700], memoryview(room)[700:5000], memoryview(room)[5000:]])
+    assert room == payloads()[0]
+
+
+def test_announcing_what_is_read_soon_is_only_advice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense_kv(path, HEADER, payloads())
+    with DenseKVReader(path) as reader:
+        reader.announce([1, 0])
+        monkeypatch.delattr(os, "posix_fadvise")
+        reader.announce([0])
+
+
+def tenfold(index: int, payload: memoryview) -> bytes:
+    assert bytes(payload) == payloads()[index]
+    return bytes(INT8.chunk_bytes(HEADER.chunk_shape(index), 2))
+
+
+def test_a_stored_file_is_written_anew_under_another_encoding(path: Path, tmp_path: Path) -> None:
+    old = write_dense_kv(path, HEADER, payloads())
+    new = tmp_path / "kv" / "00003.int8.vxlkv"
+    with DenseKVReader(path, old.digest) as reader:
+        written = rewrite_dense_kv(reader, new, INT8, tenfold)
+        with pytest.raises(ValueError, match="path of its own"):
+            rewrite_dense_kv(reader, path, INT8, tenfold)
+    with DenseKVReader(new, written.digest) as reader:
+        assert reader.header == replace(HEADER, encoding=INT8)
+        reader.verify()
+    with DenseKVReader(path, old.digest) as reader:
+        reader.verify()
+
+
+@pytest.mark.parametrize("convert", [lambda index, payload: b"short", lambda index, payload: 1 / 0])
+def test_a_failed_rewrite_leaves_nothing_behind(path: Path, convert: Callable[[int, memoryview], bytes]) -> None:
+    write_dense_kv(path, HEADER, payloads())
+    with DenseKVReader(path) as reader, pytest.raises((ValueError, ZeroDivisionError)):
+        rewrite_dense_kv(reader, path.with_name("new"), INT8, convert)
+    assert list(path.parent.iterdir()) == [path]

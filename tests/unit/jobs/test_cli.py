@@ -40,10 +40,25 @@ COMMANDS = {
     "compact": ["--wait", *EVERY],
     "doctor": EVERY,
     "parity": ["folder", "--json"],
-    "bench": ["subject", "more", "--frames", "--model", "--device", "--mode", "--json"],
+    "bench": ["subject", "more", "--frames", "--hours", "--model", "--device", "--mode", "--json"],
     "demo": ["folder", "--source", "--minutes"],
+    "train": [
+        *("--stage", "--folder", "--device", "--seed", "--steps", "--minutes"),
+        *("--clips", "--workers", "--config", "--unfreeze", "--json"),
+    ],
+    "evaluate benchmark": [
+        *("name", "data_folder", "--model", "--device", "--limit", "--mode", "--subtitles", "--frames"),
+        *("--results", "--skip-missing", "--skip-invalid", "--json"),
+    ],
+    "evaluate clips": ["folder", "--model", "--archive", "--fps", "--json"],
+    "evaluate rendered": [
+        *("--seed", "--questions", "--model", "--minutes", "--folder"),
+        *("--needle-hours", "--json", "--report"),
+    ],
     "kv verify": ["--segments", "--all", "--seed", "--exact", *EVERY],
     "kv stats": ["--price-per-gb-month", *EVERY],
+    "kv evict": ["--max-bytes", "--dry-run", "--wait", *EVERY],
+    "retention": ["--dry-run", "--wait", *EVERY],
 }
 
 

@@ -14,10 +14,10 @@ from pipeline.ask import (
     _HEADER_ROOM,
     REUSE_MODES,
     PlannedChunk,
-    _pieces,
     _reading_order,
     ask,
     best_that_fit,
+    context_pieces,
     header_text,
     sparse_tokens,
 )
@@ -80,7 +80,7 @@ def pieces_of(rows: list[dict[str, Any]]) -> list[str]:
     loaded = LoadedKV(chunks={r["chunk_id"]: r["chunk_id"] for r in rows})  # type: ignore[misc]
     videos = {r["video_id"]: make_video(r["uri"], video_id=r["video_id"]) for r in rows}
     tokenizer = SimpleNamespace(encode=lambda text: list(range(1000)))
-    pieces = _pieces([planned(r) for r in rows], loaded, videos, tokenizer)
+    pieces = context_pieces([planned(r) for r in rows], loaded, videos, tokenizer)
     assert all(len(piece.ids) <= _HEADER_ROOM for piece in pieces if isinstance(piece, HeaderIds))
     return ["H" if isinstance(piece, HeaderIds) else str(piece) for piece in pieces]
 

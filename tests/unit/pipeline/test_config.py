@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ def test_without_anything_the_defaults_hold() -> None:
 
 @pytest.mark.parametrize(("variable", "field"), _ENVIRONMENT.items())
 def test_argument_over_environment_over_file_over_default(tmp_path: Path, variable: str, field: str) -> None:
-    path = settings_file(tmp_path, f'{field} = "from-file"')
-    environ = {variable: "from-environment"}
-    assert getattr(load_settings(path, environ={}), field) == "from-file"
-    assert getattr(load_settings(path, environ=environ), field) == "from-environment"
-    assert getattr(load_settings(path, {field: "from-argument"}, environ), field) == "from-argument"
-    assert getattr(load_settings(path, {field: None}, environ), field) == "from-environment"
-    assert getattr(load_settings(path, environ={variable: ""}), field) == "from-file"
+    value_of = operator.attrgetter(field)
+    file, environment, argument = {"ingest.codec": ("int4", "int8", "exact")}.get(
+        field, ("from-file", "from-environment", "from-argument")
+    )
+    path = settings_file(tmp_path, f'{field} = "{file}"')
+    environ = {variable: environment}
+    assert value_of(load_settings(path, environ={})) == file
+    assert value_of(load_settings(path, environ=environ)) == environment
+    assert value_of(load_settings(path, {field: argument}, environ)) == argument
+    assert value_of(load_settings(path, {field: None}, environ)) == environment
+    assert value_of(load_settings(path, environ={variable: ""})) == file
 
 
 def test_the_process_environment_is_read_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +72,7 @@ def test_an_override_merges_with_the_file(tmp_path: Path) -> None:
         ("[ingest]\nfsp = 2.0", "ingest.fsp"),
         ("[ingest.levels]\nchunks = 2", "ingest.levels.chunks"),
         ("[ingest]\nfps = 0", "ingest.fps"),
+        ("[ingest]\ncodec = 'int2'", "ingest.codec"),
         ('[ingest]\nfps = "fast"', "ingest.fps"),
         ("[ingest]\nsegment_s = -1", "ingest.segment_s"),
         ("[runner]\nkind = 'cluster'", "runner.kind"),

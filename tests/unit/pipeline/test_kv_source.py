@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ from indexers.records import SegmentRow, kv_path, make_chunk_id, make_segment_id
 from pipeline import kv_source
 from pipeline.archive import translate
 from pipeline.errors import ArchiveError, ModelMismatch, StorageError
+from pipeline.kv_encoding import codec_settings, encoding_of, reencode_segment
 from pipeline.kv_source import KVSource
 from tests.unit.pipeline.samples import tiny_recipe
 from videoxl2.kv import ChunkKV, KVLevel, kv_to_numpy, sparsify
+from videoxl2.kv_codec import decode_kv, encode_kv
 
 RECIPE = tiny_recipe()
 VIDEO, OTHER = "a" * 32, "b" * 32
@@ -224,3 +227,194 @@ def test_a_segment_that_is_gone_is_said_to_be_gone(tmp_path: Path) -> None:
 def test_the_groups_derived_from_a_chunks_row_are_those_that_sparsify_made(tmp_path: Path) -> None:
     loaded = KVSource(Archive(tmp_path).reader, "reload").load([(chunk_row(0), KVLevel.SPARSE)])
     assert loaded.chunks[make_chunk_id(SEGMENT_ID, 0)].groups == sparsify(CHUNKS[0], RECIPE.compression).groups
+
+
+def coded(chunk: ChunkKV, *codecs: str) -> ChunkKV:
+    """A chunk as it comes back after one codec, or several in turn."""
+    kv = chunk.kv_LSKMDh
+    for codec in codecs:
+        settings = codec_settings(encoding_of(codec))
+        kv = decode_kv(encode_kv(kv, settings), tuple(kv.shape), "float32", settings)
+    return replace(chunk, kv_LSKMDh=kv)
+
+
+def switch(archive: Archive, codec: str) -> Path:
+    """Encode the segment anew and let its row name the new file; the old one is returned."""
+    archive.store.segment, old = reencode_segment(archive.reader.folder, archive.store.segment, codec)
+    return old
+
+
+def dense_of(archive: Archive, number: int) -> ChunkKV:
+    loaded = KVSource(archive.reader, "reload").load([(chunk_row(number), KVLevel.DENSE)])
+    chunk = loaded.chunks[make_chunk_id(SEGMENT_ID, number)]
+    assert isinstance(chunk, ChunkKV)
+    return chunk
+
+
+def test_a_segment_encoded_anew_is_read_by_its_new_row_and_takes_fewer_bytes(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    exact = archive.store.segment
+    switch(archive, "int8").unlink()
+    eight = archive.store.segment
+    assert same(dense_of(archive, 1), coded(CHUNKS[1], "int8"))
+    switch(archive, "int4").unlink()
+    four = archive.store.segment
+    assert same(dense_of(archive, 1), coded(CHUNKS[1], "int8", "int4"))
+    assert [exact.codec, eight.codec, four.codec] == ["exact", "int8", "int4"]
+    assert len({exact.kv_path, eight.kv_path, four.kv_path}) == len({exact.kv_digest, eight.kv_digest}) + 1 == 3
+    assert four.kv_bytes == (tmp_path / str(four.kv_path)).stat().st_size
+    assert four.fingerprint == exact.fingerprint == RECIPE.fingerprint
+    assert [path.name for path in (tmp_path / str(four.kv_path)).parent.iterdir()] == ["00000.int4.vxlkv"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("exact", "exact"), ("exact", "int2"), ("int8", "int8"), ("int4", "int8"), ("int8", "exact")]
+)
+def test_bytes_that_are_gone_are_not_brought_back(tmp_path: Path, stored: str, wanted: str) -> None:
+    archive = Archive(tmp_path)
+    if stored != "exact":
+        switch(archive, stored)
+    with pytest.raises(ValueError, match="only become fewer"):
+        reencode_segment(tmp_path, archive.store.segment, wanted)
+
+
+def test_a_segment_without_dense_kv_cannot_be_encoded_anew(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    evict_dense(archive)
+    with pytest.raises(ValueError, match="keeps no dense KV"):
+        reencode_segment(tmp_path, archive.store.segment, "int8")
+
+
+def test_values_that_a_codec_cannot_hold_leave_the_stored_file_alone(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    huge = [chunk.kv_LSKMDh * 1e6 for chunk in CHUNKS]
+    header = DenseKVHeader(
+        video_id=VIDEO,
+        segment_index=0,
+        fingerprint=RECIPE.fingerprint,
+        dtype="float32",
+        layers=2,
+        kv_heads=1,
+        head_dim=4,
+        chunk_groups=(GROUPS,) * len(CHUNKS),
+    )
+    written = write_dense_kv(archive.path, header, [kv_to_numpy(kv) for kv in huge])
+    with pytest.raises(StorageError, match="cannot be stored as int8"):
+        reencode_segment(tmp_path, replace(archive.store.segment, kv_digest=written.digest), "int8")
+    assert list(archive.path.parent.iterdir()) == [archive.path]
+
+
+def test_damage_is_not_encoded_anew(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    content = bytearray(archive.path.read_bytes())
+    content[4096 + 5] ^= 1
+    archive.path.write_bytes(content)
+    with pytest.raises(CorruptKV, match="checksum"):
+        reencode_segment(tmp_path, archive.store.segment, "int8")
+    assert list(archive.path.parent.iterdir()) == [archive.path]
+
+
+@pytest.mark.parametrize(("field", "value"), [("codec", "int4"), ("dtype", "bfloat16"), ("num_chunks", 3)])
+def test_a_row_that_does_not_fit_its_file_is_refused_by_the_name_of_the_field(
+    tmp_path: Path, field: str, value: Any, recomputed: list[tuple[str, int]]
+) -> None:
+    archive = Archive(tmp_path)
+    archive.store.segment = replace(archive.store.segment, **{field: value})
+    for reuse in ("reload", "auto"):
+        with pytest.raises(StorageError, match=field.replace("num_", "number of ")):
+            KVSource(archive.reader, reuse).load(WANTED)
+    assert not recomputed
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
+def test_opened_kv_is_read_when_it_is_placed_and_counts_the_bytes_of_its_file(tmp_path: Path, codec: str) -> None:
+    archive = Archive(tmp_path)
+    if codec != "exact":
+        switch(archive, codec)
+    with KVSource(archive.reader, "reload").open(WANTED) as opened:
+        pending = opened.chunks[WANTED[0][0]["chunk_id"]]
+        assert not isinstance(pending, ChunkKV)
+        slot = torch.empty(pending.shape)
+        pending.bind(slot)
+        pending.start()
+        pending.wait()
+    expected = CHUNKS[0] if codec == "exact" else coded(CHUNKS[0], codec)
+    assert torch.equal(slot, expected.kv_LSKMDh)
+    size = len(encode_kv(CHUNKS[0].kv_LSKMDh, codec_settings(encoding_of(codec))))
+    assert opened.bytes_read == size + sparsify(CHUNKS[1], 4).num_bytes
+    assert opened.wait_s > 0 and opened.load_s > 0
+
+
+class SwitchingStore(FakeStore):
+    """Its first answer is the row before a writer encoded the segment anew."""
+
+    def __init__(self, archive: Archive, old: SegmentRow) -> None:
+        super().__init__(archive.store.segment)
+        self.answers = [old]
+
+    def segments(self, video_id: str) -> list[SegmentRow]:
+        return [self.answers.pop()] if self.answers else super().segments(video_id)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_reader_with_the_old_row_gets_the_old_file_or_reads_the_row_again(
+    tmp_path: Path, is_removed: bool, recomputed: list[tuple[str, int]]
+) -> None:
+    archive = Archive(tmp_path)
+    old = archive.store.segment
+    path = switch(archive, "int8")
+    if is_removed:
+        path.unlink()
+    archive.reader.store = SwitchingStore(archive, old)
+    loaded = KVSource(archive.reader, "auto").load(WANTED).chunks[WANTED[0][0]["chunk_id"]]
+    assert isinstance(loaded, ChunkKV)
+    assert same(loaded, coded(CHUNKS[0], "int8") if is_removed else CHUNKS[0])
+    assert not recomputed
+
+
+def test_readers_beside_a_writer_see_whole_chunks_old_or_new(tmp_path: Path) -> None:
+    """The writer goes exact, int8, int4 and starts over; old files are removed at once."""
+    archive = Archive(tmp_path)
+    exact_row, exact_bytes = archive.store.segment, archive.path.read_bytes()
+    versions = [CHUNKS, [coded(c, "int8") for c in CHUNKS], [coded(c, "int8", "int4") for c in CHUNKS]]
+    seen: set[int] = set()
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                with KVSource(archive.reader, "reload").open([(chunk_row(n), KVLevel.DENSE) for n in (0, 1)]) as opened:
+                    pending = [opened.chunks[make_chunk_id(SEGMENT_ID, n)] for n in (0, 1)]
+                    slots = [torch.full(piece.shape, torch.nan) for piece in pending]  # type: ignore[union-attr]
+                    for piece, slot in zip(pending, slots, strict=True):
+                        piece.bind(slot)  # type: ignore[union-attr]
+                    for piece in pending:
+                        piece.start()  # type: ignore[union-attr]
+                        piece.wait()  # type: ignore[union-attr]
+                found = [
+                    [version for version, chunks in enumerate(versions) if torch.equal(chunks[n].kv_LSKMDh, slots[n])]
+                    for n in (0, 1)
+                ]
+                assert found[0] == found[1] and len(found[0]) == 1, "a chunk is a mixture, or two files were mixed"
+                seen.add(found[0][0])
+        except BaseException as exc:
+            failures.append(exc)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(40):
+        switch(archive, "int8").unlink()
+        switch(archive, "int4").unlink()
+        last = tmp_path / str(archive.store.segment.kv_path)
+        archive.path.write_bytes(exact_bytes)
+        archive.store.segment = exact_row
+        last.unlink()
+        if failures:
+            break
+    done.set()
+    for reader in readers:
+        reader.join(60)
+    assert not failures, failures[0]
+    assert len(seen) > 1

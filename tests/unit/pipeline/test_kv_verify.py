@@ -17,6 +17,7 @@ from indexers.testing import make_video
 from pipeline import kv_verify
 from pipeline.config import Settings
 from pipeline.errors import EvidenceUnavailable, UsageError
+from pipeline.kv_encoding import codec_settings, encoding_of
 from pipeline.kv_stats import kv_stats
 from pipeline.kv_verify import (
     FAILED,
@@ -25,15 +26,18 @@ from pipeline.kv_verify import (
     KVDifference,
     SegmentVerdict,
     certificate_digest,
+    codec_figures,
     is_same_kv,
     kv_difference,
+    pooled_excess,
     probe_difference,
     verify,
     verify_segment,
 )
 from pipeline.reader import ArchiveReader
 from tests.unit.pipeline.samples import make_archive
-from videoxl2.kv import ChunkKV, KVLevel
+from videoxl2.kv import ChunkKV, KVLevel, sparsify
+from videoxl2.kv_codec import decode_kv, encode_kv
 from videoxl2.model import VideoXL2
 
 GROUPS = ((3, 36), (4, 36))
@@ -53,7 +57,7 @@ def changed(original: ChunkKV, token: int, factor: float) -> ChunkKV:
 
 def test_equal_bytes_are_bit_exact_and_half_the_size_of_one_token_is_not_averaged_away() -> None:
     same = kv_difference([chunk()], [chunk()])
-    assert same == KVDifference(True, 0.0, 0.0)
+    assert same == KVDifference(True, 0.0, 0.0, 0.0)
     one = kv_difference([changed(chunk(), 70, 0.5)], [chunk()])
     assert not one.is_bit_exact
     assert 0.1 < one.token_error < 2
@@ -67,6 +71,71 @@ def test_a_small_difference_is_the_same_kv_and_a_moved_token_is_not(dtype: str) 
     moved = chunk().kv_LSKMDh.clone()
     moved[:, :, :, [5, 6]] = moved[:, :, :, [6, 5]].clone()
     assert not is_same_kv(kv_difference([replace(chunk(), kv_LSKMDh=moved)], [chunk()]), TOKEN_TOLERANCE[dtype])
+
+
+def stored_as(original: ChunkKV, *codecs: str) -> ChunkKV:
+    kv = original.kv_LSKMDh
+    for codec in codecs:
+        settings = codec_settings(encoding_of(codec))
+        kv = decode_kv(encode_kv(kv, settings), tuple(kv.shape), "float32", settings)
+    return replace(original, kv_LSKMDh=kv)
+
+
+LOSSY = [("int8",), ("int4",), ("int8", "int4")]
+
+
+@pytest.mark.parametrize("codecs", LOSSY)
+def test_what_a_codec_costs_is_shown_and_allowed_and_its_own_bytes_are_bit_exact(codecs: tuple[str, ...]) -> None:
+    settings = codec_settings(encoding_of(codecs[-1]))
+    kv = kv_difference([stored_as(chunk(), *codecs)], [chunk()], settings)
+    assert kv.is_bit_exact and is_same_kv(kv, 0.0)
+    assert kv.token_error > 1e-3 and kv.max_abs > 0 and kv.token_excess <= 1e-6
+
+
+@pytest.mark.parametrize("codecs", LOSSY)
+def test_a_codec_does_not_hide_other_numbers_nor_other_tokens(codecs: tuple[str, ...]) -> None:
+    settings = codec_settings(encoding_of(codecs[-1]))
+    noisy = replace(chunk(), kv_LSKMDh=chunk().kv_LSKMDh * (1 + 1e-5))
+    kv = kv_difference([stored_as(noisy, *codecs)], [chunk()], settings)
+    assert not kv.is_bit_exact and is_same_kv(kv, TOKEN_TOLERANCE["float32"]), "another order of summation"
+    moved = chunk().kv_LSKMDh.clone()
+    moved[:, :, :, [5, 6]] = moved[:, :, :, [6, 5]].clone()
+    for wrong in (replace(chunk(), kv_LSKMDh=moved), changed(chunk(), 70, 0.5), changed(chunk(), 70, math.nan)):
+        coded = stored_as(wrong, *codecs) if not bool(wrong.kv_LSKMDh.isnan().any()) else wrong
+        assert not is_same_kv(kv_difference([coded], [chunk()], settings), TOKEN_TOLERANCE["float32"])
+    assert not is_same_kv(kv_difference([stored_as(chunk(), *codecs)], [chunk()]), TOKEN_TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("codecs", [(), *LOSSY])
+def test_sparse_kv_is_held_to_dense_kv_and_to_what_its_codec_may_have_lost(codecs: tuple[str, ...]) -> None:
+    codec = codec_settings(encoding_of(codecs[-1])) if codecs else None
+    dense = stored_as(chunk(), *codecs)
+    sparse = sparsify(chunk(), 4)
+    assert pooled_excess(sparse, sparsify(dense, 4), dense, codec, 4) <= 1e-6
+    other = sparsify(chunk(1), 4)
+    assert pooled_excess(other, sparsify(dense, 4), dense, codec, 4) > 0.1
+
+
+def test_figures_are_reported_by_codec() -> None:
+    def verdict(codec: str, **figures: Any) -> SegmentVerdict:
+        return SegmentVerdict(segment_id="s", uri="u", codec=codec, kv_digest=None, **figures)
+
+    same = {"max_token_excess": 0.0, "top1_agreement": 1.0, "answer_agreement": True}
+    lossy = {"max_token_excess": 0.0, "top1_agreement": 0.5, "answer_agreement": False}
+    rows = codec_figures(
+        [
+            verdict("exact", max_kv_diff=0.0, **same),
+            verdict("int8", max_kv_diff=0.2, **lossy),
+            verdict("int8", max_kv_diff=0.1, **same),
+            verdict("int8", status=FAILED, error="gone"),
+        ]
+    )
+    assert [(row["codec"], row["segments"], row["verified"], row["failed"]) for row in rows] == [
+        ("exact", 1, 1, 0),
+        ("int8", 3, 2, 1),
+    ]
+    assert (rows[1]["max_kv_diff"], rows[1]["top1_agreement"], rows[1]["answer_agreement"]) == (0.2, 0.75, 0.5)
+    json.dumps(rows, allow_nan=False)
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -152,7 +221,7 @@ def test_a_file_of_another_fingerprint_fails(reader: ArchiveReader, model: Video
 def test_the_result_survives_a_certificate_that_cannot_be_written(
     reader: ArchiveReader, model: VideoXL2, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kv_verify, "_stored_dense", lambda *_: (chunk(),))
+    monkeypatch.setattr(kv_verify, "_stored_dense", lambda *_: ((chunk(),), None))
     monkeypatch.setattr(kv_verify, "_sparse_error", lambda *_: None)
 
     def gone(*_: Any) -> Any:

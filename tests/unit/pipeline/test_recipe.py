@@ -122,6 +122,13 @@ def test_settings_of_queries_do_not_change_the_recipe() -> None:
     assert make_recipe(info, IngestSettings(levels=levels), "float32") == RECIPE
 
 
+@pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
+def test_the_codec_is_no_part_of_the_fingerprint(codec: str) -> None:
+    """A segment may be encoded anew later, and what was computed stays what it was."""
+    info = read_checkpoint_info(resolve_checkpoint("tiny"))
+    assert make_recipe(info, IngestSettings.model_validate({"codec": codec}), "float32") == RECIPE
+
+
 MANIFEST = Manifest(model="tiny", recipe=RECIPE)
 
 

@@ -17,10 +17,13 @@ from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRows, make_video_id, rows_of
 from pipeline.ask import sparse_tokens
 from pipeline.decode_worker import FrameBatch
+from pipeline.kv_encoding import codec_settings
+from pipeline.kv_source import read_dense_chunk
 from pipeline.segment import SegmentBuilder
 from pipeline.tasks import VideoTask
 from tests.unit.pipeline.samples import START, tiny_recipe
 from videoxl2.kv import ChunkKV, KVLevel, kv_to_numpy, sparsify
+from videoxl2.kv_codec import error_bound
 
 SIZE, EMBEDDING_DIM, VISUAL = 8, 4, 8
 RECIPE = tiny_recipe(segment_s=40.0, chunk_groups=3, embedding_dim=EMBEDDING_DIM)
@@ -188,6 +191,33 @@ def test_the_kv_file_holds_the_chunks_under_the_recipe_s_fingerprint(tmp_path: P
             assert file.entries[number][:2] == (row["kv_offset"], row["kv_length"])
             assert bytes(file.read_chunk(number)) == kv_to_numpy(chunk.kv_LSKMDh).tobytes()
             assert file.header.chunk_groups[number] == chunk.groups
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
+def test_a_codec_changes_the_dense_file_and_says_so_and_changes_nothing_else(tmp_path: Path, codec: str) -> None:
+    segment = build(38)
+    exact, rows = segment.write_kv(tmp_path / "exact"), segment.write_kv(tmp_path, codec)
+    assert (rows.segment["codec"], rows.segment["tier"]) == (codec, "dense")
+    assert rows.segment["fingerprint"] == exact.segment["fingerprint"]
+    assert rows.sparse == exact.sparse and rows.embeddings == exact.embeddings
+    with DenseKVReader(tmp_path / rows.segment["kv_path"], rows.segment["kv_digest"]) as file:
+        settings = codec_settings(file.header.encoding)
+        assert (file.header.encoding.codec, file.header.dtype) == (codec, "float32")
+        for number, (chunk, row) in enumerate(zip(segment.chunks, rows_of(rows.chunks), strict=True)):
+            assert file.entries[number][:2] == (row["kv_offset"], row["kv_length"])
+            back = read_dense_chunk(file, number)
+            apart = (back.kv_LSKMDh - chunk.kv_LSKMDh).abs()
+            assert bool((apart <= error_bound(chunk.kv_LSKMDh, settings)).all())
+
+
+def test_values_that_a_codec_cannot_hold_are_stored_exactly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    segment = build(38)
+    segment.chunks[1].kv_LSKMDh[0, 0, 0, 0, 0] = torch.inf
+    rows = segment.write_kv(tmp_path, "int8")
+    assert rows.segment["codec"] == "exact" and "is stored exactly" in caplog.text
+    assert [path.name for path in tmp_path.rglob("*.*")] == [Path(rows.segment["kv_path"]).name]
+    with DenseKVReader(tmp_path / rows.segment["kv_path"]) as file:
+        assert torch.equal(read_dense_chunk(file, 1).kv_LSKMDh, segment.chunks[1].kv_LSKMDh)
 
 
 def test_sparse_rows_hold_the_sparsified_chunks(tmp_path: Path) -> None:

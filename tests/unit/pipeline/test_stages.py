@@ -61,7 +61,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 raises.at("prefill")
 
             def finish(self) -> Any:
-                return SimpleNamespace(write_kv=lambda archive: raises.at("write"))
+                return SimpleNamespace(write_kv=lambda archive, codec: raises.at("write"))
 
         batch = object.__new__(stages.FrameBatch)
         for name, value in {"segment_index": 0, "is_segment_end": True, "times_s": [0.0]}.items():

@@ -1,0 +1,107 @@
+"""What it cost on this machine to get KV, ask by ask: a small file beside the archive's tables, bounded in size.
+
+``<archive>/costs.jsonl`` has one JSON object per line, a ``Cost``: where it was measured, which way was taken, the
+work, both predictions of the planner and the truth. Readers append to it; one that cannot goes without. Only the
+planner's choice between two ways to the same KV depends on it, so the file may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+COST_LOG = "costs.jsonl"
+LARGEST_BYTES = 256 << 10
+_KEPT_LINES = 256
+
+CostPath = Literal["reload", "recompute", "ingest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One measurement. ``bytes`` is what a reload reads, ``frames`` and ``segments`` what a recomputation prefills.
+
+    ``is_first``: it was its process's first ask, which opens and imports on the way.
+    """
+
+    host: str
+    device: str
+    path: CostPath
+    bytes: int
+    frames: int
+    segments: int
+    actual_s: float
+    is_first: bool = False
+    predicted_reload_s: float | None = None
+    predicted_recompute_s: float | None = None
+
+    @property
+    def predicted_s(self) -> float | None:
+        """What was predicted for the way that was taken."""
+        return self.predicted_reload_s if self.path == "reload" else self.predicted_recompute_s
+
+    @property
+    def error(self) -> float | None:
+        """By what factor the prediction was wrong, at least 1; ``None`` where there was none."""
+        if self.predicted_s is None or self.actual_s <= 0 or self.predicted_s <= 0:
+            return None
+        return max(self.predicted_s / self.actual_s, self.actual_s / self.predicted_s)
+
+
+def host_name() -> str:
+    """The machine that measures; its rates say nothing about another's."""
+    return platform.node() or "unknown"
+
+
+def append_cost(folder: Path, cost: Cost) -> bool:
+    """Note a measurement and keep the file small; ``False`` where nothing can be written."""
+    path = folder / COST_LOG
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(asdict(cost)) + "\n").encode())
+            is_long = os.fstat(descriptor).st_size > LARGEST_BYTES
+        finally:
+            os.close(descriptor)
+        if is_long:
+            _shorten(path)
+    except OSError:
+        return False
+    return True
+
+
+def read_costs(folder: Path) -> list[Cost]:
+    """Everything noted, oldest first. Lines that are cut, damaged or of another version are skipped."""
+    try:
+        text = (folder / COST_LOG).read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return list(_parsed(text.splitlines()))
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[Cost]:
+    for line in lines:
+        try:
+            fields: Any = json.loads(line)
+            cost = Cost(**fields)
+            if (
+                cost.actual_s > 0
+                and cost.bytes >= 0
+                and cost.frames >= 0
+                and cost.path in ("reload", "recompute", "ingest")
+            ):
+                yield cost
+        except (ValueError, TypeError):
+            continue
+
+
+def _shorten(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)[-_KEPT_LINES:]
+    shorter = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shorter.write_bytes(b"".join(lines))
+    shorter.replace(path)

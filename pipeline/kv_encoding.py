@@ -1,0 +1,84 @@
+"""What a KV file's header says about its codec, as the model's settings and back; and a stored file encoded anew.
+
+The codec is a property of a file, not of the archive: KV of one fingerprint may lie in files of different codecs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from indexers.kv_file import AS_COMPUTED, CODECS, DenseKVReader, KVEncoding, StepGroup, rewrite_dense_kv
+from indexers.records import SegmentRow, kv_path
+from pipeline.errors import StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from videoxl2.kv_codec import CodecSettings
+
+NO_DENSE = "none"
+"""Tier and codec in the row of a segment that keeps no dense KV."""
+
+
+def encoding_of(codec: str) -> KVEncoding:
+    """What is written under a codec's name: ``exact``, ``int8`` or ``int4`` with the groups that ship."""
+    from videoxl2.kv_codec import KEY_GROUPING, VALUE_GROUPING
+
+    if codec == AS_COMPUTED.codec:
+        return AS_COMPUTED
+    return KVEncoding(
+        codec,
+        keys=StepGroup(KEY_GROUPING.axis, KEY_GROUPING.size),
+        values=StepGroup(VALUE_GROUPING.axis, VALUE_GROUPING.size),
+    )
+
+
+def codec_settings(encoding: KVEncoding) -> CodecSettings:
+    """How to decode what a header describes."""
+    from videoxl2.kv_codec import CodecSettings, Grouping, KVCodec
+
+    codec = KVCodec(encoding.codec)
+    if encoding.keys is None or encoding.values is None:
+        return CodecSettings(codec)
+    keys, values = (Grouping(*group) for group in (encoding.keys, encoding.values))  # type: ignore[arg-type]
+    return CodecSettings(codec, keys, values)
+
+
+def reencode_segment(
+    archive: Path, segment: SegmentRow, codec: str, device: str | torch.device = "cpu"
+) -> tuple[SegmentRow, Path]:
+    """Write a segment's dense KV again under a codec of fewer bytes; the new row, and the old file, which stays.
+
+    The new file is durable and has a path of its own, so that a reader with either row finds what the row says. The
+    caller holds the writer lease, then commits the row (``LanceStore.replace_segment``) and removes the old file;
+    killed in between, the sweep removes whichever of the two no row names. int8 to int4 adds the error of both.
+    ``ValueError`` unless the codec is lower than the stored one (exact, int8, int4) and where the segment keeps no
+    dense KV; raises what reading raises, and ``StorageError`` for values that the codec cannot hold.
+    """
+    from videoxl2.errors import KVLayoutError
+    from videoxl2.kv_codec import decode_kv, encode_kv
+
+    if segment.kv_path is None:
+        raise ValueError(f"segment {segment.segment_id} keeps no dense KV")
+    if codec not in CODECS or CODECS.index(codec) <= CODECS.index(segment.codec):
+        raise ValueError(f"KV stored as {segment.codec} cannot be made {codec}: bytes only become fewer")
+    encoding = encoding_of(codec)
+    target = kv_path(segment.video_id, segment.segment_index, codec)
+    old = archive / segment.kv_path
+    with DenseKVReader(old, segment.kv_digest) as file:
+        header, stored, wanted = file.header, codec_settings(file.header.encoding), codec_settings(encoding)
+
+        def convert(index: int, payload: memoryview) -> memoryview:
+            if not payload:  # a chunk that keeps sparse KV only
+                return payload
+            kv_LSKMDh = decode_kv(payload, header.chunk_shape(index), header.dtype, stored, device)
+            return encode_kv(kv_LSKMDh, wanted).data
+
+        try:
+            written = rewrite_dense_kv(file, archive / target, encoding, convert)
+        except KVLayoutError as exc:
+            raise StorageError(f"KV file {old} cannot be stored as {codec}: {exc}") from exc
+    row = replace(segment, codec=codec, kv_path=target, kv_bytes=written.num_bytes, kv_digest=written.digest)
+    return row, old

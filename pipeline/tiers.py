@@ -1,0 +1,410 @@
+"""How much dense KV an archive keeps: a byte cap that is never exceeded, and demotion of the coldest segments.
+
+A segment's dense KV is ``exact``, ``int8`` or ``int4``, or there is ``none`` of it and the segment is answered from its
+sparse KV. The cap counts the files of dense KV, whatever they are there for: those of hidden and replaced videos,
+unfinished and leftover ones too. Sparse KV, vectors and pictures are not counted; retention removes them.
+
+Room is made before it is needed. The committer demotes after every commit, so that the next segment of every worker
+fits; the worker then looks again, under a lock, while it writes. What does not fit is stored as sparse KV only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexers.access_log import last_uses
+from indexers.container import ALIGNMENT, aligned
+from indexers.errors import CorruptKV, StoreUnavailable
+from indexers.kv_file import ITEM_BYTES, DenseKVReader
+from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow
+from indexers.store import LanceStore
+from indexers.sweep import KV_FOLDER
+from pipeline.config import StorageSettings
+from pipeline.errors import StorageError
+from pipeline.kv_encoding import NO_DENSE, encoding_of, reencode_segment
+from pipeline.media import normalise_uri
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.segment import Segment
+
+logger = logging.getLogger(__name__)
+
+CERTIFICATES = "certificates"
+ROOM_LOCK = "room.lock"
+_TIMESTAMP_ROOM = 16
+"""Tokens of the longest timestamp text, with room to spare."""
+_POLL_S = 0.1
+_HEADER_BYTES_PER_CHUNK = 512
+_HEADER_BYTES_PER_GROUP = 32
+
+
+class Tier(StrEnum):
+    """What is kept of a segment's dense KV, from most to least."""
+
+    EXACT = "exact"
+    INT8 = "int8"
+    INT4 = "int4"
+    NONE = "none"
+
+    @property
+    def rank(self) -> int:
+        """0 for exact, rising as less is kept."""
+        return list(Tier).index(self)
+
+
+def tier_of(segment: SegmentRow) -> Tier:
+    """The tier of a committed segment."""
+    return Tier.NONE if segment.kv_path is None else Tier(segment.codec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demotion:
+    """One step down of one segment. ``freed`` is in bytes; a planned one is an estimate for int8 and int4."""
+
+    segment_id: str
+    uri: str
+    camera: str | None
+    before: Tier
+    after: Tier
+    freed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "segment_id": self.segment_id,
+            "uri": self.uri,
+            "camera": self.camera,
+            "before": str(self.before),
+            "after": str(self.after),
+            "freed": self.freed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A segment with dense KV that may be demoted. ``last_use`` is in seconds since 1970."""
+
+    segment: SegmentRow
+    video: VideoRow | None
+    last_use: float
+
+
+def is_pinned(video: VideoRow | None, pins: Collection[str]) -> bool:
+    """Whether a pin names the video's camera or address."""
+    if video is None:
+        return False
+    return any(pin == video.camera or video.uri in (pin, _address(pin)) for pin in pins)
+
+
+def _address(pin: str) -> str | None:
+    return normalise_uri(pin) if "/" in pin else None
+
+
+def kv_file_bytes(folder: Path) -> int:
+    """Bytes of all files of dense KV, unfinished and leftover ones included."""
+    total = 0
+    for parent, folders, names in os.walk(folder / KV_FOLDER, followlinks=False):
+        if CERTIFICATES in folders and Path(parent) == folder / KV_FOLDER:
+            folders.remove(CERTIFICATES)
+        for name in names:
+            try:
+                total += (Path(parent) / name).lstat().st_size
+            except FileNotFoundError:  # demoted or swept meanwhile
+                continue
+    return total
+
+
+@contextmanager
+def room_lock(folder: Path) -> Iterator[None]:
+    """While it is held nobody else measures and writes dense KV under the cap. Ends with its holder."""
+    path = folder / KV_FOLDER / ROOM_LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def largest_segment_bytes(recipe: Recipe) -> int | None:
+    """No segment's exact KV file is larger; ``None`` where a segment is a whole video of any length."""
+    if recipe.segment_s is None:
+        return None
+    spec = recipe.architecture
+    num_groups = math.ceil(recipe.segment_s * recipe.fps / recipe.frames_per_group) + 1
+    tokens = (int(spec["dts"]["grid"]) // int(spec["pool_stride"])) ** 2 + _TIMESTAMP_ROOM
+    return _file_bound(
+        num_groups * tokens * token_bytes(recipe), math.ceil(num_groups / recipe.chunk_groups), num_groups
+    )
+
+
+def token_bytes(recipe: Recipe) -> int:
+    """Bytes of one token's exact dense KV."""
+    language = recipe.architecture["language"]
+    values = 2 * int(language["num_layers"]) * int(language["num_kv_heads"]) * int(language["head_dim"])
+    return values * ITEM_BYTES[recipe.dtype]
+
+
+def _file_bound(payload: int, num_chunks: int, num_groups: int) -> int:
+    header = ALIGNMENT + num_chunks * _HEADER_BYTES_PER_CHUNK + num_groups * _HEADER_BYTES_PER_GROUP
+    return aligned(header) + payload + num_chunks * ALIGNMENT
+
+
+def write_segment(
+    archive: Path, segment: Segment, codec: str, storage: StorageSettings, wait_s: float = 0.0
+) -> SegmentRows:
+    """Write a segment's dense KV under the cap and return its rows; sparse KV only where there is no room for more.
+
+    ``wait_s``: how long the committer is given to make room, where it runs beside this worker. Raises what writing
+    raises.
+    """
+    if storage.static_motion is None and storage.max_kv_bytes is None:
+        return segment.write_kv(archive, codec)
+    ends = np.cumsum([chunk.num_groups for chunk in segment.chunks])
+    motion = [float(part.mean()) for part in np.split(segment.motion_G, ends[:-1])]
+    keep = kept_dense(motion, storage.static_motion)
+    if not any(keep) or storage.max_kv_bytes is None:
+        return segment.write_kv(archive, codec, keep)
+    kept = [chunk for chunk, is_kept in zip(segment.chunks, keep, strict=True) if is_kept]
+    payload = sum(chunk.num_bytes for chunk in kept)
+    needed = _file_bound(payload, len(segment.chunks), sum(chunk.num_groups for chunk in segment.chunks))
+    deadline = time.monotonic() + wait_s
+    while True:
+        with room_lock(archive):
+            if kv_file_bytes(archive) + needed <= storage.max_kv_bytes:
+                return segment.write_kv(archive, codec, keep)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_POLL_S)
+    logger.warning("segment %s keeps sparse KV only: no room under storage.max_kv_bytes", segment.segment_id)
+    return segment.write_kv(archive, codec, [False] * len(keep))
+
+
+def kept_dense(motion: Sequence[float], static_motion: float | None) -> list[bool]:
+    """Which chunks keep dense KV: all, or with a threshold those that move more."""
+    return [static_motion is None or not value <= static_motion for value in motion]
+
+
+@dataclass(slots=True)
+class KeptKV:
+    """What one ingest kept as it was, and what it had to give up; made into notices at its end."""
+
+    recipe: Recipe
+    storage: StorageSettings
+    segments: int = 0
+    frames: int = 0
+    chunks: int = 0
+    static_chunks: int = 0
+    static_bytes: int = 0
+    without_room: int = 0
+    demoted: int = 0
+
+    def note(self, rows: SegmentRows) -> None:
+        """Count a segment that was committed."""
+        motion = rows.chunks["motion"].to_pylist()
+        tokens = rows.chunks["num_tokens"].to_pylist()
+        keep = kept_dense(motion, self.storage.static_motion)
+        given_up = sum(count for count, is_kept in zip(tokens, keep, strict=True) if not is_kept)
+        self.segments += 1
+        self.frames += int(rows.segment["num_frames"])
+        self.chunks += len(keep)
+        self.static_chunks += keep.count(False)
+        self.static_bytes += given_up * token_bytes(self.recipe)
+        self.without_room += any(keep) and rows.segment["kv_path"] is None
+
+    def notices(self) -> tuple[str, ...]:
+        """One sentence for each thing that was given up."""
+        said = []
+        if self.static_chunks:
+            said.append(
+                f"{self.static_chunks} of {self.chunks} chunks measured as static (motion at most "
+                f"{self.storage.static_motion:g}) and keep sparse KV only: {self.static_bytes / 1e6:.1f} MB of dense "
+                "KV were not stored"
+            )
+        if self.demoted:
+            said.append(f"{self.demoted} times a colder segment was demoted to stay under storage.max_kv_bytes")
+        if self.without_room:
+            said.append(
+                f"{self.without_room} segments keep sparse KV only: there was no room under storage.max_kv_bytes"
+            )
+        return tuple(said)
+
+
+class TierKeeper:
+    """Demotes segments of one archive. Its owner holds the writer lease; all but ``candidates`` write."""
+
+    def __init__(self, folder: Path, store: LanceStore, pins: Collection[str]) -> None:
+        self._folder = folder
+        self._store = store
+        self._pins = pins
+
+    def candidates(self) -> list[Candidate]:
+        """Segments with dense KV that no pin names, the coldest first.
+
+        A segment is as warm as its last use, or, before any, as the writing of its file. Segments of replaced versions,
+        which nobody can ask, are colder than all others.
+        """
+        videos = {video.video_id: video for video in self._store.videos()}
+        uses = last_uses(self._folder)
+        found = []
+        for segment in self._store.segments_of():
+            video = videos.get(segment.video_id)
+            if segment.kv_path is None or is_pinned(video, self._pins):
+                continue
+            if video is not None and video.superseded_by is not None:
+                found.append(Candidate(segment, video, 0.0))
+                continue
+            try:
+                written = (self._folder / segment.kv_path).stat().st_mtime
+            except OSError:
+                continue  # lost: nothing to free
+            found.append(Candidate(segment, video, max(written, uses.get(segment.segment_id, 0.0))))
+        return sorted(found, key=lambda item: (item.last_use, item.segment.segment_id))
+
+    def make_room(
+        self, cap: int, needed: int, observe: Callable[[Demotion], object] = lambda step: None
+    ) -> list[Demotion]:
+        """Demote until ``needed`` bytes are free under ``cap``, or nothing is left that may be demoted.
+
+        First the coldest become int8, then int4, then they keep no dense KV: so much footage keeps some. Encoding
+        anew needs room for the new file beside the old one; where the cap does not give it, the coldest segment loses
+        its dense KV instead.
+        """
+        used = kv_file_bytes(self._folder)
+        if used + needed <= cap:
+            return []
+        done: list[Demotion] = []
+        left = {item.segment.segment_id: item for item in self.candidates()}
+        for tier in (Tier.INT8, Tier.INT4, Tier.NONE):
+            for segment_id in list(left):
+                while segment_id in left and used + needed > cap:
+                    item = left[segment_id]
+                    if tier_of(item.segment).rank >= tier.rank:
+                        break
+                    step = self._step(item, tier, cap, left)
+                    if step is None:
+                        break
+                    done.append(step)
+                    observe(step)
+                    used = kv_file_bytes(self._folder)
+        self.refresh_videos({step.segment_id.rpartition("-")[0] for step in done})
+        return done
+
+    def _step(self, item: Candidate, tier: Tier, cap: int, left: dict[str, Candidate]) -> Demotion | None:
+        """Demote one, or the coldest of all where there is no room to encode this one anew; ``None``: no gain."""
+        if tier is not Tier.NONE:
+            planned = encoded_file_bytes(self._folder, item.segment, tier)
+            if planned is None or planned >= item.segment.kv_bytes:
+                return None
+            with room_lock(self._folder):
+                if kv_file_bytes(self._folder) + planned <= cap:
+                    try:
+                        step, row = self._reencode(item, tier)
+                    except (CorruptKV, StorageError) as exc:  # damaged, or values that the codec cannot hold
+                        logger.warning("segment %s stays as it is for now: %s", item.segment.segment_id, exc)
+                        return None
+                    left[row.segment_id] = replace(item, segment=row)
+                    return step
+            item = next(iter(left.values()))
+        del left[item.segment.segment_id]
+        return self.drop(item)
+
+    def demote(self, item: Candidate, tier: Tier, cap: int | None) -> Demotion | None:
+        """One segment to a lower tier; ``None`` where the cap leaves no room to encode it anew.
+
+        ``refresh_videos`` has to follow.
+        """
+        if tier is Tier.NONE:
+            return self.drop(item)
+        planned = encoded_file_bytes(self._folder, item.segment, tier)
+        with room_lock(self._folder):
+            if planned is None or (cap is not None and kv_file_bytes(self._folder) + planned > cap):
+                return None
+            return self._reencode(item, tier)[0]
+
+    def drop(self, item: Candidate) -> Demotion:
+        """Give up a segment's dense KV: its row first, then its file."""
+        segment = item.segment
+        assert segment.kv_path is not None
+        row = replace(segment, kv_path=None, kv_bytes=0, kv_digest=None, tier=NO_DENSE, codec=NO_DENSE)
+        path = self._folder / segment.kv_path
+        freed = path.stat().st_size if path.is_file() else 0
+        self._store.replace_segment(row)
+        self._remove(path)
+        return _demotion(item, Tier.NONE, freed)
+
+    def _reencode(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
+        segment = item.segment
+        row, old = reencode_segment(self._folder, segment, str(tier))
+        assert row.kv_path is not None
+        stat = old.stat()
+        # It is no younger for having been encoded anew: the file's time is what tells how warm it is.
+        os.utime(self._folder / row.kv_path, (stat.st_atime, stat.st_mtime))
+        self._store.replace_segment(row)
+        self._remove(old)
+        return _demotion(item, tier, stat.st_size - row.kv_bytes), row
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StoreUnavailable(str(path), str(exc)) from exc
+
+    def refresh_videos(self, video_ids: Collection[str]) -> None:
+        """Bring ``kv_bytes`` of these videos up to what their segments now take."""
+        if not video_ids:
+            return
+        sizes: dict[str, int] = {}
+        for segment in self._store.segments_of(sorted(video_ids)):
+            sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.kv_bytes
+        rows = [self._store.video(video_id) for video_id in sorted(video_ids)]
+        self._store.upsert_videos(
+            [replace(row, kv_bytes=sizes.get(row.video_id, 0)) for row in rows if row and row.state == INDEXED]
+        )
+
+
+def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:
+    """At most so many bytes a segment's file would have under a codec; ``None`` where its file cannot be read."""
+    if segment.kv_path is None:
+        return None
+    try:
+        with DenseKVReader(folder / segment.kv_path) as file:
+            header = replace(file.header, encoding=encoding_of(str(tier)))
+            sizes = [aligned(header.chunk_bytes(chunk)) for chunk in range(header.num_chunks)]
+            first = min((entry.offset for entry in file.entries), default=0)
+    except (CorruptKV, StoreUnavailable):
+        return None
+    return int(np.sum(sizes, dtype=np.int64)) + first + ALIGNMENT
+
+
+def _demotion(item: Candidate, after: Tier, freed: int) -> Demotion:
+    video = item.video
+    return Demotion(
+        segment_id=item.segment.segment_id,
+        uri="" if video is None else video.uri,
+        camera=None if video is None else video.camera,
+        before=tier_of(item.segment),
+        after=after,
+        freed=freed,
+    )
+
+
+def room_wanted(recipe: Recipe, store: LanceStore, cap: int, workers: int) -> int:
+    """Bytes to keep free: a segment for every worker and one to encode in, at most half the cap, at least a segment."""
+    largest = largest_segment_bytes(recipe)
+    if largest is None:
+        largest = max((segment.kv_bytes for segment in store.segments_of()), default=0)
+    return min((workers + 1) * largest, max(largest, cap // 2))

@@ -1,0 +1,202 @@
+"""Ingestion under a byte cap, the choice between reload and recompute, and static footage, on real archives."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexers.access_log import last_uses
+from indexers.store import LanceStore
+from pipeline import Archive
+from pipeline.config import load_settings
+from pipeline.cost_log import COST_LOG, append_cost, read_costs
+from pipeline.tiers import kv_file_bytes, tier_of
+from tests.vxl import call
+
+QUESTION = ("ask", "What colour is the car?", "--json", "--max-new-tokens", "8")
+
+
+@contextmanager
+def watched(archive: Path) -> Iterator[list[int]]:
+    """Bytes of dense KV files, looked at again and again while the block runs."""
+    seen, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(kv_file_bytes(archive))
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    path = folder / "vxl.toml"
+    path.write_text(text)
+    return path
+
+
+def ingest(archive: Path, footage: Path, *more: str | Path) -> Any:
+    done = call("ingest", footage, "--archive", archive, "--segment-s", "10", "--json", *more)
+    assert done.code == 0, done.err
+    return done.json
+
+
+def tiers_of(archive: Path) -> list[str]:
+    with LanceStore.open(archive) as store:
+        return [str(tier_of(segment)) for segment in store.segments_of()]
+
+
+def told(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without its timings and the bytes that the other way does not read."""
+    context = {name: value for name, value in answer["context"].items() if name != "kv_bytes_read"}
+    return {**{name: value for name, value in answer.items() if name != "timings"}, "context": context}
+
+
+def test_the_cap_holds_while_ten_times_too_much_is_ingested(tmp_path: Path, long_clip: Path) -> None:
+    """Every look at the files finds them under the cap, and all of it can be asked without the video."""
+    footage, archive = tmp_path / "footage", tmp_path / "archive"
+    footage.mkdir()
+    names = [f"{number:02d}.mp4" for number in range(10)]
+    for name in names:
+        shutil.copy(long_clip, footage / name)
+    cap = ingest(tmp_path / "free", footage / names[0])["kv_bytes"]  # one video of ten
+    config = settings_file(tmp_path, f"[storage]\nmax_kv_bytes = {cap}\n")
+    with watched(archive) as seen:
+        report = ingest(archive, footage, "--config", config)
+    assert report["counts"]["indexed"] == len(names)
+    assert 0 < max(seen) <= cap
+    assert 0 < kv_file_bytes(archive) <= cap
+    assert any("storage.max_kv_bytes" in notice for notice in report["notices"])
+    assert {"int4", "none"} & set(tiers_of(archive))
+    assert call("doctor", "--archive", archive, "--json").json["ok"]
+    stats = call("kv", "stats", "--archive", archive, "--json", "--config", config).json
+    assert stats["cap"] == {"max_kv_bytes": cap, "kv_file_bytes": kv_file_bytes(archive)}
+    shutil.rmtree(footage)
+    answer = call(*QUESTION, "--archive", archive, "--reuse", "reload")
+    assert answer.code == 0, answer.err
+
+
+def test_a_cap_without_room_for_a_segment_keeps_sparse_kv_only(tmp_path: Path, clip: Path) -> None:
+    footage, archive = tmp_path / "footage", tmp_path / "archive"
+    footage.mkdir()
+    shutil.copy(clip, footage / "a.mp4")
+    report = ingest(archive, footage, "--config", settings_file(tmp_path, "[storage]\nmax_kv_bytes = 1000\n"))
+    assert report["kv_bytes"] == 0 and report["sparse_bytes"] > 0
+    assert any("no room" in notice for notice in report["notices"])
+    assert kv_file_bytes(archive) == 0
+    answer = call(*QUESTION, "--archive", archive, "--reuse", "reload").json
+    assert answer["context"]["dense_chunks"] == 0 and answer["context"]["sparse_chunks"] > 0
+    recomputed = call(*QUESTION, "--archive", archive, "--reuse", "recompute").json
+    assert recomputed["context"]["dense_chunks"] > 0
+
+
+@pytest.fixture
+def movable(tmp_path: Path, long_clip: Path) -> tuple[Path, Path]:
+    """An archive of one video and its own copy of the footage."""
+    footage, archive = tmp_path / "footage", tmp_path / "archive"
+    footage.mkdir()
+    shutil.copy(long_clip, footage / "a.mp4")
+    ingest(archive, footage)
+    return archive, footage
+
+
+def test_the_planner_is_wrong_by_less_than_two_at_the_median(movable: tuple[Path, Path]) -> None:
+    archive, _ = movable
+    opened = Archive(archive, settings=load_settings(environ={}))
+    for number in range(12):
+        opened.ask(f"What happens {number} times?", reuse="recompute" if number % 4 == 3 else "auto", max_new_tokens=1)
+    assert [cost.path for cost in read_costs(archive)].count("ingest") == 1
+    measured = opened.kv.stats()["planner"]
+    assert measured["reload"]["asks"] == 9 and measured["recompute"]["asks"] == 3
+    errors = [(cost.path, cost.predicted_s, cost.actual_s) for cost in read_costs(archive)]
+    assert measured["reload"]["median_error"] < 2, errors
+    assert measured["recompute"]["median_error"] < 2, errors
+    assert len(last_uses(archive)) == 4
+
+
+def test_auto_takes_the_cheaper_way_and_the_answer_is_the_same(movable: tuple[Path, Path]) -> None:
+    archive, footage = movable
+    reloaded = call(*QUESTION, "--archive", archive).json
+    assert reloaded["timings"]["recompute_s"] == 0
+    truth = next(cost for cost in read_costs(archive) if cost.path == "reload")
+    (archive / COST_LOG).unlink()
+    assert truth.is_first  # of its process, as every ask of the command line is
+    append_cost(archive, replace(truth, actual_s=1000.0))
+    append_cost(archive, replace(truth, path="recompute", actual_s=0.001))
+    recomputed = call(*QUESTION, "--archive", archive).json
+    assert recomputed["timings"]["recompute_s"] > 0 and recomputed["timings"]["load_s"] == 0
+    assert told(recomputed) == told(reloaded)
+    shutil.rmtree(footage)
+    append_cost(archive, replace(truth, path="recompute", actual_s=0.001))
+    append_cost(archive, replace(truth, path="recompute", actual_s=0.001))
+    gone = call("--log-level", "ERROR", *QUESTION, "--archive", archive)
+    assert gone.code == 0, gone.err
+    assert gone.json["timings"]["recompute_s"] == 0 and told(gone.json) == told(reloaded)
+
+
+def test_kv_that_was_given_up_is_answered_sparse_and_without_the_video(movable: tuple[Path, Path]) -> None:
+    archive, footage = movable
+    before = call(*QUESTION, "--archive", archive).json
+    assert before["context"]["dense_chunks"] > 0
+    assert call("kv", "evict", "--archive", archive, "--max-bytes", "0").code == 0
+    shutil.rmtree(footage)
+    for reuse in ("auto", "reload"):
+        after = call(*QUESTION, "--archive", archive, "--reuse", reuse)
+        assert after.code == 0, after.err
+        context = after.json["context"]
+        assert (context["dense_chunks"], context["sparse_chunks"]) == (
+            0,
+            before["context"]["dense_chunks"] + before["context"]["sparse_chunks"],
+        )
+        assert {citation["level"] for citation in after.json["citations"]} == {"sparse"}
+
+
+def test_static_footage_keeps_sparse_kv_only_where_the_settings_say_so(tmp_path: Path, long_clip: Path) -> None:
+    footage = tmp_path / "footage"
+    footage.mkdir()
+    shutil.copy(long_clip, footage / "a.mp4")
+    options = ("--fps", "5")  # two chunks and a bit in each segment
+    free = ingest(tmp_path / "free", footage, *options)
+    assert not any("static" in notice for notice in free["notices"])
+    with LanceStore.open(tmp_path / "free") as store:
+        rows = store.chunks(columns=["motion", "num_tokens"]).to_pylist()
+    motion = sorted(row["motion"] for row in rows)
+    threshold = (motion[len(motion) // 2 - 1] + motion[len(motion) // 2]) / 2
+    still = sum(row["motion"] <= threshold for row in rows)
+    config = settings_file(tmp_path, f"[storage]\nstatic_motion = {threshold!r}\n")
+    gated = tmp_path / "gated"
+    report = ingest(gated, footage, *options, "--config", config)
+    assert 0 < report["kv_bytes"] < free["kv_bytes"] and report["sparse_bytes"] == free["sparse_bytes"]
+    assert any(f"{still} of {len(rows)} chunks measured as static" in notice for notice in report["notices"])
+    stats = call("kv", "stats", "--archive", gated, "--json").json
+    assert stats["never_dense"]["chunks"] == still
+    assert stats["never_dense"]["saved_bytes"] == pytest.approx(free["kv_bytes"] - report["kv_bytes"], rel=0.2)
+    answer = call(*QUESTION, "--archive", gated).json
+    assert answer["context"]["sparse_chunks"] > 0
+    verified = call("kv", "verify", "--archive", gated, "--all", "--json")
+    assert verified.code in (0, 3), verified.out
+    assert verified.json["counts"]["failed"] == 0 and verified.json["counts"]["verified"] > 0
+    assert call("kv", "evict", "--archive", gated, "--max-bytes", str(report["kv_bytes"] // 2)).code == 0
+    assert call("kv", "verify", "--archive", gated, "--all", "--json").json["counts"]["failed"] == 0
+    assert call(*QUESTION, "--archive", gated).json["citations"]
+
+    everything = tmp_path / "still"
+    report = ingest(
+        everything, footage, *options, "--config", settings_file(tmp_path, "[storage]\nstatic_motion = 1\n")
+    )
+    assert report["kv_bytes"] == 0 and kv_file_bytes(everything) == 0
+    assert call(*QUESTION, "--archive", everything).json["context"]["dense_chunks"] == 0

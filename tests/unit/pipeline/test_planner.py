@@ -1,0 +1,91 @@
+"""What is predicted from which measurements, what is chosen, and what the log of costs survives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import cost_log
+from pipeline.cost_log import COST_LOG, Cost, CostPath, append_cost, read_costs
+from pipeline.planner import Forecast, forecast, planner_accuracy
+
+
+def cost(path: CostPath, seconds: float, *, num_bytes: int = 0, frames: int = 0, segments: int = 1) -> Cost:
+    return Cost(
+        host="here", device="cpu", path=path, bytes=num_bytes, frames=frames, segments=segments, actual_s=seconds
+    )
+
+
+def no_probe() -> float | None:
+    raise AssertionError("there were measurements")
+
+
+def test_reload_goes_by_the_asks_that_read_about_as_much() -> None:
+    small = [cost("reload", 0.01, num_bytes=1000) for _ in range(5)]
+    large = [cost("reload", 1.0, num_bytes=1_000_000) for _ in range(5)]
+    found = forecast([*small, *large], 2000, 0, 1, no_probe)
+    assert found.reload_s == pytest.approx(0.02) and found.recompute_s is None
+    assert forecast([*small, *large], 500_000, 0, 1, no_probe).reload_s == pytest.approx(0.5)
+
+
+def test_recompute_goes_by_frames_of_segments_of_that_length_else_by_ingestion() -> None:
+    ingest = cost("ingest", 100.0, frames=1000, segments=2)
+    assert forecast([ingest], 1, 600, 1, lambda: 0.5) == Forecast(reload_s=0.5, recompute_s=60.0)
+    short = [cost("recompute", 2.0, frames=10) for _ in range(5)]
+    long = [cost("recompute", 6.0, frames=600) for _ in range(5)]
+    assert forecast([ingest, *short, *long], 1, 1200, 2, lambda: None).recompute_s == pytest.approx(12.0)
+    assert forecast([ingest, *short, *long], 1, 20, 2, lambda: None).recompute_s == pytest.approx(4.0)
+
+
+def test_first_asks_are_predicted_from_first_asks() -> None:
+    first = replace(cost("reload", 1.0, num_bytes=1000), is_first=True)
+    later = cost("reload", 0.01, num_bytes=1000)
+    assert forecast([first, later], 1000, 0, 1, no_probe, is_first=True).reload_s == pytest.approx(1.0)
+    assert forecast([first, later], 1000, 0, 1, no_probe).reload_s == pytest.approx(0.01)
+    assert forecast([later], 1000, 0, 1, lambda: 0.3, is_first=True).reload_s == 0.3
+
+
+def test_one_odd_measurement_does_not_decide() -> None:
+    measured = [cost("reload", s, num_bytes=1000) for s in (0.01, 0.011, 5.0, 0.009, 0.01)]
+    assert forecast(measured, 1000, 0, 1, no_probe).reload_s == pytest.approx(0.01)
+
+
+def test_the_latest_of_many_count() -> None:
+    slow = [cost("reload", 9.0, num_bytes=1000) for _ in range(100)]
+    fast = [cost("reload", 0.1, num_bytes=1000) for _ in range(5)]
+    assert forecast([*slow, *fast], 1000, 0, 1, no_probe).reload_s == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("reload_s", "recompute_s", "choice"),
+    [(1.0, 2.0, "auto"), (2.0, 1.0, "recompute"), (None, 1.0, "auto"), (1.0, None, "auto"), (None, None, "auto")],
+)
+def test_only_what_is_predicted_to_be_faster_is_chosen(
+    reload_s: float | None, recompute_s: float | None, choice: str
+) -> None:
+    assert Forecast(reload_s, recompute_s).choice == choice
+
+
+def test_the_log_skips_what_it_cannot_read_and_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_log, "LARGEST_BYTES", 4000)
+    monkeypatch.setattr(cost_log, "_KEPT_LINES", 5)
+    assert read_costs(tmp_path) == []
+    wanted = [cost("reload", 1.0 + number, num_bytes=10) for number in range(60)]
+    for one in wanted:
+        assert append_cost(tmp_path, one)
+    found = read_costs(tmp_path)
+    assert found == wanted[-len(found) :] and (tmp_path / COST_LOG).stat().st_size < 5000
+    with (tmp_path / COST_LOG).open("ab") as log:
+        log.write(b'\xff\n{"host": 1}\n[]\n{"cut": \n')
+    assert read_costs(tmp_path) == found
+    assert not append_cost(tmp_path / "absent", wanted[0])
+
+
+def test_accuracy_is_the_median_factor_of_what_was_predicted(tmp_path: Path) -> None:
+    assert planner_accuracy(tmp_path)["reload"] == {"asks": 0, "median_error": None}
+    for predicted in (None, 2.0, 0.5, 1.5):
+        fields = {"host": "h", "device": "cpu", "path": "reload", "bytes": 1, "frames": 1, "segments": 1}
+        append_cost(tmp_path, Cost(**fields, actual_s=1.0, predicted_reload_s=predicted))  # type: ignore[arg-type]
+    assert planner_accuracy(tmp_path)["reload"] == {"asks": 3, "median_error": 2.0}
