@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -66,10 +66,10 @@ class SegmentEncoder:
         """Media time of each frame group: that of its first frame."""
         return self.times_s[:: self._model.spec.frames_per_group]
 
-    def add_visual(self, batch: FrameBatch) -> None:
-        """Encode one batch of frames."""
+    def add_visual(self, batch: FrameBatch, on_features: Callable[[Tensor], None] | None = None) -> None:
+        """Encode one batch of frames; ``on_features`` gets the tower's features on the way."""
         pixels_F3SS = frames_to_pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
-        self._visual.append(self._model.encode_frames(pixels_F3SS))
+        self._visual.append(self._model.encode_frames(pixels_F3SS, on_features=on_features))
         self.times_s.extend(batch.times_s)
 
     def prefill(self) -> tuple[ChunkKV, ...]:
@@ -99,6 +99,7 @@ class SegmentBuilder:
         self._encoder = SegmentEncoder(model, recipe)
         self._model = model
         self._image_encoder = image_encoder
+        self._is_shared = image_encoder.has_tower(model.vision)
         self._recipe = recipe
         self._facts = facts
         self.task = task
@@ -122,13 +123,18 @@ class SegmentBuilder:
         return max(min((self.segment_index + 1) * self._recipe.segment_s, duration_s), after_last)
 
     def add(self, batch: FrameBatch) -> None:
-        """Encode one batch of frames with the vision part and with the image encoder."""
-        self._encoder.add_visual(batch)
-        frames = batch.pixels_u8_FHWC if batch.embed_u8_FHWC is None else batch.embed_u8_FHWC
-        pixels_F3SS = frames_to_pixels(frames, self._image_encoder.image_size)
-        self._vectors.append(self._image_encoder.embed(pixels_F3SS).float().cpu().numpy())
+        """Encode one batch of frames with the vision part and with the image encoder, by one tower if they share it."""
+        if self._is_shared and batch.embed_u8_FHWC is None:
+            self._encoder.add_visual(batch, lambda features: self._keep(self._image_encoder.embed_features(features)))
+        else:
+            self._encoder.add_visual(batch)
+            frames = batch.pixels_u8_FHWC if batch.embed_u8_FHWC is None else batch.embed_u8_FHWC
+            self._keep(self._image_encoder.embed(frames_to_pixels(frames, self._image_encoder.image_size)))
         self._motion.extend(batch.motion)
         self._thumbnails.extend(batch.thumbnails)
+
+    def _keep(self, vectors_FE: Tensor) -> None:
+        self._vectors.append(vectors_FE.float().cpu().numpy())
 
     def finish(self) -> Segment:
         """Prefill the segment and reduce frames to frame groups."""

@@ -80,7 +80,11 @@ class ImageTower(nn.Module):
         self.head = PoolingHead(spec)
 
     def forward(self, pixels_F3SS: Tensor) -> Tensor:
-        return self.head(self.post_layernorm(self.encoder(pixels_F3SS)))
+        return self.pool(self.encoder(pixels_F3SS))
+
+    def pool(self, features_FPD: Tensor) -> Tensor:
+        """Final norm and head over the features of all layers."""
+        return self.head(self.post_layernorm(features_FPD))
 
 
 class TextTower(nn.Module):
@@ -165,3 +169,19 @@ class ImageEncoder:
         batches = pixels_F3SS.split(_GPU_BATCH if weight.is_cuda else _CPU_BATCH)
         vectors = [self._tower(batch.to(device=weight.device, dtype=weight.dtype)) for batch in batches]
         return functional.normalize(torch.cat(vectors).to(torch.float32), dim=-1)
+
+    @torch.no_grad()
+    def embed_features(self, features_FPD: Tensor) -> Tensor:
+        """``embed`` of frames from the features of a tower with the same weights (``has_tower``)."""
+        return functional.normalize(self._tower.pool(features_FPD).to(torch.float32), dim=-1)
+
+    def has_tower(self, tower: SiglipEncoder) -> bool:
+        """Whether a tower is this encoder's own: same shape, dtype and weights. Its features need no second pass."""
+        mine = self._tower.encoder
+        if tower.spec != mine.spec:
+            return False
+        theirs = dict(tower.named_parameters())
+        return all(
+            theirs[name].dtype == weight.dtype and theirs[name].device == weight.device and theirs[name].equal(weight)
+            for name, weight in mine.named_parameters()
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -98,11 +98,18 @@ class VideoXL2(nn.Module):
         return _GPU_BATCH_GROUPS if self.device.type == "cuda" else _CPU_BATCH_GROUPS
 
     @torch.no_grad()
-    def encode_frames(self, pixels_F3SS: Tensor, *, batch_groups: int | None = None) -> Tensor:
+    def encode_frames(
+        self,
+        pixels_F3SS: Tensor,
+        *,
+        batch_groups: int | None = None,
+        on_features: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
         """Pixels [F, 3, S, S] in [-1, 1] (``preprocess.frames_to_pixels``) to visual tokens [G, P, D], G = ceil(F / 4).
 
         A last group that is not full is filled with copies of the last frame. ``batch_groups`` bounds the activations
-        and changes no result. Pixels may lie on the CPU; batches are moved to the model's device.
+        and changes no result. Pixels may lie on the CPU; batches are moved to the model's device. ``on_features`` is
+        given the tower's features [f, P, C] of each batch of frames, in order.
         """
         expected = (self.spec.vision.num_channels, self.spec.vision.image_size, self.spec.vision.image_size)
         if pixels_F3SS.ndim != 4 or tuple(pixels_F3SS.shape[1:]) != expected or not len(pixels_F3SS):
@@ -112,8 +119,10 @@ class VideoXL2(nn.Module):
         size = batch_groups or self.batch_groups
         for first in range(0, G, size):
             batch = pixels_F3SS[first * per_group : (first + size) * per_group]
-            maps_FCYX = self.frame_maps(batch.to(device=self.device, dtype=self.dtype))
-            visual_GPD[first : first + size] = self.merge_maps(maps_FCYX)
+            features_FPC = self.vision(batch.to(device=self.device, dtype=self.dtype))
+            if on_features is not None:
+                on_features(features_FPC)
+            visual_GPD[first : first + size] = self.merge_maps(resize_grid(features_FPC, self.spec.dts.grid))
         return visual_GPD
 
     def prefill(

@@ -54,7 +54,7 @@ def test_search(indexed: Path) -> None:
         assert moment["start_time"].endswith("+00:00")
     assert result["coverage"].keys() >= COVERAGE
     assert result["coverage"]["videos"] == 4
-    assert "random weights" in " ".join(result["notices"])
+    assert "trained on rendered footage only" in " ".join(result["notices"])
 
 
 def test_search_is_the_same_in_every_process(indexed: Path) -> None:

@@ -22,7 +22,7 @@ def test_demo(tmp_path: Path) -> None:
     assert done.out.count("$ vxl search") == 2
     assert done.out.count("$ vxl ask") == 2
     assert done.out.count("$ vxl anomalies") == 1
-    assert "random weights" in done.out
+    assert "trained on rendered footage only" in done.out
     assert "lancedb fork support" not in done.err
     page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 8

@@ -26,6 +26,7 @@ DATA = (
     "Rendered footage only (videoxl2.training): drawn scenes of five kinds of fixed cameras, with exact labels, "
     "questions and search texts made from them. No recorded footage, no text and no weights from elsewhere."
 )
+NOTICE = "small, and trained on rendered footage only: take its answers about real footage as guesses"
 LIMITS = (
     "Knows drawn people, cars, vans, bicycles, dogs and bags in plain colours, and a dozen actions; real footage looks "
     "different.",
@@ -97,6 +98,7 @@ def model_card(
     return {
         "name": name,
         "weights": "trained",
+        "notice": NOTICE,
         "dtype": "float16",
         "data": {"description": DATA, "clips": dict(clips)},
         "parameters": {**parts, "dual_encoder": _num_parameters(dual)},

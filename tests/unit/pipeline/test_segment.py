@@ -35,8 +35,12 @@ class FakeModel:
 
     spec = SimpleNamespace(frames_per_group=4, vision=SimpleNamespace(image_size=SIZE))
 
-    def encode_frames(self, pixels_F3SS: Tensor) -> Tensor:
+    vision = "the tower"
+
+    def encode_frames(self, pixels_F3SS: Tensor, on_features: Any = None) -> Tensor:
         groups = -(-pixels_F3SS.shape[0] // 4)
+        if on_features is not None:
+            on_features(pixels_F3SS.mean(dim=(2, 3)))
         return torch.zeros(groups, VISUAL, 2)
 
     def prefill(self, visual_GPD: Tensor, times_s: list[float], settings: Any, chunk_groups: int) -> Any:
@@ -54,8 +58,18 @@ class FakeModel:
 class FakeImageEncoder:
     image_size = SIZE
 
+    def __init__(self, *, has_tower: bool = False) -> None:
+        self._has_tower = has_tower
+
+    def has_tower(self, tower: Any) -> bool:
+        assert tower == FakeModel.vision
+        return self._has_tower
+
     def embed(self, pixels_F3SS: Tensor) -> Tensor:
-        mean_F3 = pixels_F3SS.mean(dim=(2, 3))
+        assert not self._has_tower, "one pass is enough"
+        return self.embed_features(pixels_F3SS.mean(dim=(2, 3)))
+
+    def embed_features(self, mean_F3: Tensor) -> Tensor:
         return torch.cat([mean_F3, torch.ones(len(mean_F3), 1)], dim=1)
 
 
@@ -67,6 +81,7 @@ def build(
     origin: datetime | None = START,
     batch: int = 8,
     segment_s: float | None = 40.0,
+    has_tower: bool = False,
 ) -> Any:
     task = VideoTask(
         video_id=make_video_id(URI, "1"),
@@ -83,7 +98,7 @@ def build(
     recipe = RECIPE.model_copy(update={"segment_s": segment_s})
     builder = SegmentBuilder(
         model=FakeModel(),  # type: ignore[arg-type]
-        image_encoder=FakeImageEncoder(),  # type: ignore[arg-type]
+        image_encoder=FakeImageEncoder(has_tower=has_tower),  # type: ignore[arg-type]
         recipe=recipe,
         task=task,
         facts={"duration_s": duration_s, "start_time": origin},
@@ -253,3 +268,8 @@ def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
     assert [row["group_id"] for row in rows_of(once.embeddings)] == [
         row["group_id"] for row in rows_of(twice.embeddings)
     ]
+
+
+def test_a_shared_tower_gives_the_same_vectors() -> None:
+    alone, shared = build(22), build(22, has_tower=True)
+    np.testing.assert_array_equal(alone.vectors_GE, shared.vectors_GE)

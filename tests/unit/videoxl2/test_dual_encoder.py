@@ -13,6 +13,7 @@ import torch
 from videoxl2.checkpoint import resolve_checkpoint
 from videoxl2.dual_encoder import ImageEncoder
 from videoxl2.errors import CheckpointMismatch, ModelError
+from videoxl2.model import VideoXL2
 from videoxl2.text_tower import TextEncoder, canonical_text
 
 
@@ -76,3 +77,18 @@ def test_text_weights_of_another_shape_are_named(tmp_path: Path) -> None:
         TextEncoder.from_pretrained(str(folder))
     assert "text_model.encoder.layers.3.layer_norm1.weight" in caught.value.missing
     assert caught.value.misshaped[0][0] == "text_model.embeddings.token_embedding.weight"
+
+
+def test_a_tower_with_the_same_weights_is_run_once() -> None:
+    model, encoder = VideoXL2.from_pretrained("tiny"), ImageEncoder.from_pretrained("tiny")
+    pixels = torch.rand(6, 3, encoder.image_size, encoder.image_size) * 2 - 1
+    model.vision.load_state_dict(encoder._tower.encoder.state_dict())
+    assert encoder.has_tower(model.vision)
+    features: list[torch.Tensor] = []
+    tokens = model.encode_frames(pixels, batch_groups=1, on_features=features.append)
+    torch.testing.assert_close(tokens, model.encode_frames(pixels))
+    vectors = encoder.embed_features(torch.cat(features))
+    torch.testing.assert_close(vectors, encoder.embed(pixels))
+    with torch.no_grad():
+        model.vision.position_embedding.weight[0, 0] += 1.0
+    assert not encoder.has_tower(model.vision)
