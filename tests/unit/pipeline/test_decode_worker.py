@@ -178,9 +178,9 @@ def test_a_crash_that_happens_once(long_clip: Path, tmp_path: Path, monkeypatch:
 
 def test_a_hang_is_ended_in_time(long_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VXL_FAULT", "hang:poison")
-    with DecodeWorker(DecodeSettings(stall_timeout_s=1.0)) as own:
+    with DecodeWorker(DecodeSettings(stall_timeout_s=3.0)) as own:
         begun = time.monotonic()
-        with pytest.raises(DecoderTimeout, match="no progress for 1 s"):
+        with pytest.raises(DecoderTimeout, match="no progress for 3 s"):
             list(own.decode(str(long_clip), "s3://b/poison.mp4", request_for()))
         assert time.monotonic() - begun < 10
         assert run(own, long_clip, request_for(), "s3://b/good.mp4")[2].num_frames == 48

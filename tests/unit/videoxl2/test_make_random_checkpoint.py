@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
-from videoxl2.training.make_random_checkpoint import SPECIAL_TOKENS, build_tokenizer, main
+from videoxl2.training.make_random_checkpoint import SPECIAL_TOKENS, TIME_TOKENS, build_tokenizer, main
 
 
 def test_the_script_gives_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
@@ -22,4 +22,4 @@ def test_the_packaged_tokenizer_is_the_scripts() -> None:
     folder = resolve_checkpoint("tiny")
     packaged = json.loads((folder / "tokenizer.json").read_text())
     assert json.loads(build_tokenizer().to_str()) == packaged
-    assert {added["content"] for added in packaged["added_tokens"]} == set(SPECIAL_TOKENS)
+    assert {added["content"] for added in packaged["added_tokens"]} == {*SPECIAL_TOKENS, *TIME_TOKENS}
