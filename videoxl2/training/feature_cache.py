@@ -14,7 +14,7 @@ import torch
 from videoxl2.model import VideoXL2
 from videoxl2.preprocess import frames_to_pixels
 from videoxl2.training.dialogues import CachedClip
-from videoxl2.training.recordings import Recording
+from videoxl2.training.recordings import Recording, finished_files
 from videoxl2.training.splits import Split
 
 
@@ -33,9 +33,8 @@ def cache_features(
     """
     (cache / split).mkdir(parents=True, exist_ok=True)
     done = 0
-    paths = sorted(path for path in (clips / split).glob("*.npz") if ".partial" not in path.name)[:limit]
     size = model.spec.frames_per_group
-    for path in paths:
+    for path in finished_files(clips / split, ".npz")[:limit]:
         target = cache / split / f"{path.stem}.npy"
         if target.exists():
             continue
@@ -62,7 +61,7 @@ def first_frame(recording: Recording, frames_per_group: int = 4) -> int:
 def load_features(clips: Path, cache: Path, split: Split, limit: int | None = None) -> list[CachedClip]:
     """The clips of a split whose visual tokens are cached, without their pictures."""
     found: list[CachedClip] = []
-    for path in sorted(path for path in (cache / split).glob("*.npy") if ".partial" not in path.name)[:limit]:
+    for path in finished_files(cache / split, ".npy")[:limit]:
         clip = Recording.load(clips / split / f"{path.stem}.npz").without_pictures()
         found.append(CachedClip(clip, clip.scene(), first_frame(clip), np.load(path)))
     return found

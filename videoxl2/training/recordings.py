@@ -185,7 +185,6 @@ def _record_one(job: tuple[Path, Split, int, *tuple[int, ...]]) -> None:
     record(seed, split, *sizes).save(recording_path(folder, split, seed))
 
 
-def load_all(folder: Path, split: Split, limit: int | None = None) -> list[Recording]:
-    """The recordings of a split in order of seed."""
-    paths = sorted(path for path in (folder / split).glob("*.npz") if ".partial" not in path.name)
-    return [Recording.load(path) for path in paths[:limit]]
+def finished_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder that are written to their end, by name; none where there is no folder."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if ".partial" not in path.name)

@@ -36,7 +36,7 @@ from videoxl2.training.perception import (
     set_scores,
     targets_of,
 )
-from videoxl2.training.recordings import Recording
+from videoxl2.training.recordings import Recording, finished_files
 from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS
 from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
 from videoxl2.training.splits import Split
@@ -297,7 +297,7 @@ def train_perception(
 
 def clip_paths(clips: Path, split: Split) -> list[Path]:
     """The recorded clips of a split in order of seed; ``TrainingError`` where there are none."""
-    paths = sorted(path for path in (clips / split).glob("*.npz") if ".partial" not in path.name)
+    paths = finished_files(clips / split, ".npz")
     if not paths:
         raise TrainingError(f"{clips / split} holds no recorded clips; record them first (stage footage)")
     return paths

@@ -40,7 +40,7 @@ from videoxl2.training.export import dual_config, model_card, write_checkpoint
 from videoxl2.training.feature_cache import cache_features, load_features
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.make_random_checkpoint import build_tokenizer, tiny_spec, tiny_text_spec
-from videoxl2.training.recordings import Recording, record_many
+from videoxl2.training.recordings import Recording, finished_files, record_many
 from videoxl2.training.splits import Split
 from videoxl2.training.stage_language import LanguageSettings, train_language
 from videoxl2.training.stage_perception import FRAMES_PER_GROUP, PerceptionModules, clip_paths, train_perception
@@ -340,7 +340,7 @@ def _features(run: Run, options: StageOptions, observe: Observer) -> StageReport
             torch.bfloat16 if device.type == "cuda" else None,
             on_progress=lambda done, before=before: observe(before + done, total, None),  # type: ignore[misc]
         )
-    cached = {split: len(list((cache / split).glob("*.npy"))) for split in _SPLITS}
+    cached = {split: len(finished_files(cache / split, ".npy")) for split in _SPLITS}
     facts = {"computed": computed, "cached": cached, "device": device_name(device)}
     return StageReport("features", str(run.folder), facts, ["features"], _cut_notices(run, "perception"))
 
@@ -491,8 +491,7 @@ def _check_clips(run: Run) -> None:
 
 
 def _count_clips(run: Run) -> dict[str, int]:
-    paths = {split: (run.path("clips") / split).glob("*.npz") for split in _SPLITS}
-    return {split: sum(".partial" not in path.name for path in found) for split, found in paths.items()}
+    return {split: len(finished_files(run.path("clips") / split, ".npz")) for split in _SPLITS}
 
 
 def perception_digest(run: Run) -> str:

@@ -12,13 +12,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from videoxl2.training.errors import TrainingError
@@ -85,7 +84,7 @@ def fit(
     counted = 0
     is_last = step >= settings.steps or (settings.max_s is not None and spent_s >= settings.max_s)
     while not is_last:
-        elapsed_s = agree(time.monotonic() - started)
+        elapsed_s = time.monotonic() - started
         share = max(step / settings.steps, elapsed_s / settings.max_s if settings.max_s else 0.0)
         rate = learning_rate(step, share, settings)
         for group in optimiser.param_groups:
@@ -96,7 +95,6 @@ def fit(
         is_finite = bool(torch.isfinite(total))
         if is_finite:
             torch.autograd.backward(total)
-            average_gradients(parameters)
             is_finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, settings.clip_norm)))
         if is_finite:
             optimiser.step()
@@ -109,7 +107,7 @@ def fit(
             if bad >= _MOST_BAD_STEPS:
                 raise FloatingPointError(f"loss or gradient of {bad} steps running was not finite (at step {step})")
         step += 1
-        out_of_time = settings.max_s is not None and agree(time.monotonic() - started) >= settings.max_s
+        out_of_time = settings.max_s is not None and time.monotonic() - started >= settings.max_s
         is_last = step >= settings.steps or out_of_time
         if step % settings.log_every == 0 or is_last:
             row: dict[str, Any] = {"step": step, "s": round(time.monotonic() - started, 1), "rate": rate}
@@ -125,27 +123,6 @@ def fit(
             last_saved = time.monotonic()
     save_state(folder, modules, optimiser, settings, step, time.monotonic() - started)
     return step
-
-
-def agree(value: float) -> float:
-    """The largest of the values of all processes that train together; ``value`` itself where there is only one."""
-    if not torch.distributed.is_initialized():
-        return value
-    shared = torch.tensor([value], dtype=torch.float64)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return float(shared)
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes that train together, in one message."""
-    if not torch.distributed.is_initialized():
-        return
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in found])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
 
 
 def learning_rate(step: int, share: float, settings: TrainSettings) -> float:

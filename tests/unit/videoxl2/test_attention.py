@@ -177,3 +177,20 @@ def test_parts_share_the_mask_between_layers() -> None:
         for _ in range(2)
     )
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_training_gives_what_the_kernel_gives(causal: bool) -> None:
+    """Where a gradient is wanted on a CPU, attention is written out; values and gradients are the kernel's."""
+    q, k, v = random_qkv(5, 9, 4, 2)
+    mask = None if causal else torch.rand(5, 9, generator=torch.Generator().manual_seed(1)) > 0.3
+    if mask is not None:
+        mask[:, 0] = True
+    leaves = [x.clone().requires_grad_(True) for x in (q, k, v)]
+    trained = attend(*leaves, causal=causal, mask_TM=mask)
+    torch.testing.assert_close(trained.detach(), attend(q, k, v, causal=causal, mask_TM=mask), atol=1e-5, rtol=1e-5)
+    trained.square().sum().backward()
+    plain = [x.double().requires_grad_(True) for x in (q, k, v)]
+    written_out(*plain, lower_right_mask(5, 9) if mask is None else mask).square().sum().backward()
+    for ours, theirs in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-4, rtol=1e-4)

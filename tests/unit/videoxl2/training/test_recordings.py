@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videoxl2.training.recordings import CLIP_S, Recording, load_all, record, record_many, recording_path
+from videoxl2.training.recordings import CLIP_S, Recording, finished_files, record, record_many, recording_path
 from videoxl2.training.samples import actor_labels
 
 IMAGE_SIZE, GRID = 96, 6
@@ -32,8 +32,8 @@ def test_a_file_gives_back_what_was_recorded_and_a_seed_records_the_same(clips: 
 
 
 def test_what_a_recording_holds_fits_together(clips: Path) -> None:
-    recordings = load_all(clips, "train")
-    assert [item.seed for item in recordings] == [0, 1, 2] and len(load_all(clips, "train", 2)) == 2
+    recordings = [Recording.load(path) for path in finished_files(clips / "train", ".npz")]
+    assert [item.seed for item in recordings] == [0, 1, 2]
     for item in recordings:
         scene = item.scene()
         F, A = item.num_frames, len(scene.actors)
@@ -69,5 +69,5 @@ def test_only_missing_clips_are_recorded(clips: Path, tmp_path: Path) -> None:
     sizes = {"image_size": IMAGE_SIZE, "grid": GRID}
     assert record_many(clips, "train", range(3), **sizes, on_progress=seen.append) == 0
     assert path.stat().st_mtime_ns == written and seen == []
-    assert len(load_all(clips, "train")) == 3
+    assert len(finished_files(clips / "train", ".npz")) == 3
     (path.parent / "00000009.partial.npz").unlink()
