@@ -456,6 +456,7 @@ def train(
         typer.Option(min=1, metavar="N", help="footage, features: training clips. [default: 8000; all]"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that render, threads that read.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share a training stage.")] = 1,
     config: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="FILE", help="config.json of another shape of model, when the run begins."),
@@ -480,6 +481,7 @@ def train(
             minutes=minutes,
             clips=clips,
             workers=workers,
+            processes=processes,
             config=config,
             unfreeze=unfreeze,
         )

@@ -26,6 +26,7 @@ def run(
     minutes: float | None,
     clips: int | None,
     workers: int,
+    processes: int,
     config: str | None,
     unfreeze: str | None,
 ) -> int:
@@ -43,6 +44,7 @@ def run(
         minutes=minutes,
         clips=clips,
         workers=workers,
+        processes=processes,
         config=None if config is None else Path(config),
         unfreeze=() if unfreeze is None else tuple(name.strip() for name in unfreeze.split(",")),
     )

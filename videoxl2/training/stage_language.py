@@ -30,6 +30,7 @@ from videoxl2.rotary import RotaryTable
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.dialogues import CachedClip, Stretch, StretchSettings, questions_about, random_stretch
 from videoxl2.training.questions import QA
+from videoxl2.training.replicas import batch_number
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHUNK_GROUPS, _COMPRESSION = 6, 4
@@ -243,7 +244,7 @@ class DialogueFeed:
     def get(self, step: int) -> list[Dialogue]:
         for future in range(step, step + self._ahead):
             if future not in self._waiting:
-                self._waiting[future] = self._pool.submit(self.make, future)
+                self._waiting[future] = self._pool.submit(self.make, batch_number(future))
         return self._waiting.pop(step).result()
 
 

@@ -37,6 +37,7 @@ from videoxl2.training.perception import (
     targets_of,
 )
 from videoxl2.training.recordings import Recording, finished_files
+from videoxl2.training.replicas import batch_number
 from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS
 from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
 from videoxl2.training.splits import Split
@@ -187,7 +188,8 @@ Batch = TypeVar("Batch")
 
 
 class Prefetcher(Generic[Batch]):
-    """Batches of the steps to come, made in threads while the model works: ``make(step, image_size, pool_stride)``."""
+    """Batches of the steps to come, made in threads while the model works: ``make(number, image_size, pool_stride)``,
+    where the number is this replica's of the step."""
 
     def __init__(
         self,
@@ -207,7 +209,7 @@ class Prefetcher(Generic[Batch]):
         """The batch of a step; those of the next steps are begun."""
         for future in range(step, step + self._ahead):
             if future not in self._waiting:
-                self._waiting[future] = self._pool.submit(self._make, future, *self._arguments)
+                self._waiting[future] = self._pool.submit(self._make, batch_number(future), *self._arguments)
         return self._waiting.pop(step).result()
 
 

@@ -33,6 +33,7 @@ from videoxl2.dual_encoder import DualEncoder
 from videoxl2.model import VideoXL2, choose_device
 from videoxl2.text_tower import TextSpec
 from videoxl2.tokenizer import Tokenizer
+from videoxl2.training import replicas
 from videoxl2.training.dialogues import CachedClip
 from videoxl2.training.end_to_end import PARTS, parts_of, train_end_to_end
 from videoxl2.training.errors import TrainingError
@@ -83,7 +84,8 @@ class StageOptions:
 
     ``minutes`` bounds a stage's wall time over all its runs; ``clips`` is the number of training clips to record or to
     cache; ``workers`` are processes that render and threads that prepare batches; ``config`` is a model's
-    ``config.json``; ``unfreeze`` names the parts that the instruction stage trains from pixels.
+    ``config.json``; ``unfreeze`` names the parts that the instruction stage trains from pixels; ``processes`` share a
+    training stage, each with batches of its own.
     """
 
     device: str | None = None
@@ -94,6 +96,7 @@ class StageOptions:
     workers: int = 1
     config: Path | None = None
     unfreeze: tuple[str, ...] = ()
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,17 @@ def run_stage(stage: str, folder: Path, options: StageOptions, observe: Observer
     if stage in TRAINED_STAGES:
         require_matplotlib()
     run = Run.open(folder, options)
-    return _RUNNERS[stage](run, options, observe or (lambda done, total, loss: None))
+    with replicas.group(options.processes, _run_replica, stage, folder, options):
+        return _RUNNERS[stage](run, options, observe or _unobserved)
+
+
+def _run_replica(stage: Stage, folder: Path, options: StageOptions) -> None:
+    """The same stage in another process; what lies in the run folder is replica 0's to write."""
+    _RUNNERS[stage](Run.open(folder, options), options, _unobserved)
+
+
+def _unobserved(done: int, total: int, loss: float | None) -> None:
+    """Where nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -426,7 +439,14 @@ _RUNNERS: Mapping[str, Callable[[Run, StageOptions, Observer], StageReport]] = {
 def _finish(run: Run, stage: Stage, device: torch.device, notices: list[str] | None = None) -> StageReport:
     """Write ``stage.json`` and the curve of a training stage, and report it."""
     folder = run.path(stage)
-    facts = {**state_facts(folder), "device": device_name(device), "threads": torch.get_num_threads()}
+    if replicas.rank() > 0:
+        return StageReport(stage, str(run.folder), {})
+    facts = {
+        **state_facts(folder),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "processes": replicas.count(),
+    }
     _write_json(folder / "stage.json", {"stage": stage, **facts, "perception": perception_digest(run)})
     plot_losses(folder)
     files = [f"{stage}/{name}" for name in ("state.pt", "log.jsonl", "loss.png", "stage.json")]
@@ -468,13 +488,17 @@ def _refuse_idle_options(stage: str, options: StageOptions) -> None:
         "--minutes": options.minutes is not None and stage not in TRAINED_STAGES,
         "--clips": options.clips is not None and stage not in ("footage", "features"),
         "--unfreeze": bool(options.unfreeze) and stage != "instruction",
+        "--processes": options.processes > 1 and stage not in TRAINED_STAGES,
     }
     if named := [name for name, is_idle in idle.items() if is_idle]:
         raise TrainingError(f"stage {stage} takes no {', '.join(named)}")
 
 
 def _device(options: StageOptions) -> torch.device:
-    return choose_device(options.device, torch.float32)[0]
+    device, _ = choose_device(options.device, torch.float32)
+    if device.type == "cuda" and replicas.count() > 1:
+        return choose_device(f"cuda:{replicas.rank()}", torch.float32)[0]
+    return device
 
 
 def _on_step(settings: TrainSettings, observe: Observer) -> Callable[[int, float], None]:

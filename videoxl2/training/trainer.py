@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videoxl2.training import replicas
 from videoxl2.training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
 Losses = Mapping[str, Tensor]
+OPTIMIZERS = ("adamw", "muon")
+_READOUTS = {"heads", "lm_head"}
+"""Layers whose outputs are the model's own, one meaning each: Muon is not for them."""
 _MOST_BAD_STEPS = 10
 _NOT_LOSSES = ("step", "s", "rate", "validation")
 
@@ -33,7 +37,8 @@ _NOT_LOSSES = ("step", "s", "rate", "validation")
 class TrainSettings:
     """How long and how fast a stage learns. ``max_s`` ends it early (seconds of wall time, whole run).
 
-    ``learning_rate`` is the highest one; ``final_rate`` is the share of it that is left at the end.
+    ``learning_rate`` is the highest one; ``final_rate`` is the share of it that is left at the end. ``optimizer`` is
+    ``adamw``, or ``muon`` for the weights of linear layers and AdamW for the rest (``make_optimisers``).
     """
 
     steps: int
@@ -46,6 +51,7 @@ class TrainSettings:
     save_every_s: float = 120.0
     log_every: int = 20
     max_s: float | None = None
+    optimizer: str = "adamw"
 
 
 def fit(
@@ -70,34 +76,33 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
-    step, spent_s = load_state(folder, modules, optimiser, settings)
-    _forget_rows_after(folder / "log.jsonl", step)
+    optimisers = make_optimisers(modules, settings)
+    step, spent_s = load_state(folder, modules, optimisers, settings)
+    writes = replicas.rank() == 0
+    if writes:
+        _forget_rows_after(folder / "log.jsonl", step)
     started, last_saved, bad = time.monotonic() - spent_s, time.monotonic(), 0
     sums: dict[str, float] = {}
     counted = 0
     is_last = step >= settings.steps or (settings.max_s is not None and spent_s >= settings.max_s)
     while not is_last:
-        elapsed_s = time.monotonic() - started
+        elapsed_s = replicas.slowest(time.monotonic() - started)
         share = max(step / settings.steps, elapsed_s / settings.max_s if settings.max_s else 0.0)
         rate = learning_rate(step, share, settings)
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         losses = losses_at(step)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        is_finite = bool(torch.isfinite(total))
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        is_finite = math.isfinite(replicas.slowest(float(total.detach()) if torch.isfinite(total) else math.inf))
         if is_finite:
             torch.autograd.backward(total)
+            replicas.average_gradients(parameters)
             is_finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, settings.clip_norm)))
         if is_finite:
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             bad = 0
             counted += 1
             for name, loss in losses.items():
@@ -107,9 +112,10 @@ def fit(
             if bad >= _MOST_BAD_STEPS:
                 raise FloatingPointError(f"loss or gradient of {bad} steps running was not finite (at step {step})")
         step += 1
-        out_of_time = settings.max_s is not None and time.monotonic() - started >= settings.max_s
+        elapsed_s = replicas.slowest(time.monotonic() - started)
+        out_of_time = settings.max_s is not None and elapsed_s >= settings.max_s
         is_last = step >= settings.steps or out_of_time
-        if step % settings.log_every == 0 or is_last:
+        if writes and (step % settings.log_every == 0 or is_last):
             row: dict[str, Any] = {"step": step, "s": round(time.monotonic() - started, 1), "rate": rate}
             row |= {name: round(value / counted, 5) for name, value in sums.items()}
             if validate is not None and (step % validate_every == 0 or is_last):
@@ -118,11 +124,38 @@ def fit(
             if on_step is not None:
                 on_step(step, sum(sums.values()) / max(counted, 1))
             sums, counted = {}, 0
-        if time.monotonic() - last_saved > settings.save_every_s:
-            save_state(folder, modules, optimiser, settings, step, time.monotonic() - started)
+        if writes and time.monotonic() - last_saved > settings.save_every_s:
+            save_state(folder, modules, optimisers, settings, step, time.monotonic() - started)
             last_saved = time.monotonic()
-    save_state(folder, modules, optimiser, settings, step, time.monotonic() - started)
+    if writes:
+        save_state(folder, modules, optimisers, settings, step, time.monotonic() - started)
     return step
+
+
+def make_optimisers(modules: Mapping[str, nn.Module], settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; with ``muon``, Muon for the weights of linear layers, its step as large as AdamW's.
+
+    Muon makes the update of a matrix orthogonal (Jordan et al. 2024; the size of the step: Liu et al. 2025, section
+    2.2). Raises ``TrainingError`` for another optimiser.
+    """
+    if settings.optimizer not in OPTIMIZERS:
+        raise TrainingError(f"unknown optimizer {settings.optimizer!r}: they are {', '.join(OPTIMIZERS)}")
+    linear = {
+        id(layer.weight)
+        for part, module in modules.items()
+        for name, layer in module.named_modules(prefix=part)
+        if settings.optimizer == "muon" and isinstance(layer, nn.Linear) and not _READOUTS & set(name.split("."))
+    }
+    named = {id(p): p for module in modules.values() for p in module.parameters() if p.requires_grad}
+    matrices = [p for key, p in named.items() if key in linear]
+    decayed = [p for key, p in named.items() if key not in linear and p.ndim > 1]
+    others = [p for key, p in named.items() if key not in linear and p.ndim <= 1]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+    if matrices:
+        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def learning_rate(step: int, share: float, settings: TrainSettings) -> float:
@@ -135,7 +168,7 @@ def learning_rate(step: int, share: float, settings: TrainSettings) -> float:
 def save_state(
     folder: Path,
     modules: Mapping[str, nn.Module],
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     settings: TrainSettings,
     step: int,
     spent_s: float,
@@ -145,7 +178,7 @@ def save_state(
     torch.save(
         {
             "modules": {name: module.state_dict() for name, module in modules.items()},
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "settings": asdict(settings),
             "step": step,
             "spent_s": spent_s,
@@ -156,7 +189,10 @@ def save_state(
 
 
 def load_state(
-    folder: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, settings: TrainSettings
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimisers: Sequence[torch.optim.Optimizer],
+    settings: TrainSettings,
 ) -> tuple[int, float]:
     """Step and seconds to continue from, (0, 0.0) for a new run; ``TrainingError`` where another run's state lies."""
     path = folder / "state.pt"
@@ -164,13 +200,14 @@ def load_state(
         return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     ours, theirs = asdict(settings), state["settings"]
-    changed = [name for name in ("steps", "learning_rate", "seed") if ours[name] != theirs[name]]
+    changed = [name for name in ("steps", "learning_rate", "seed", "optimizer") if ours[name] != theirs.get(name)]
     if changed:
         raise TrainingError(f"{folder} holds a run with other {', '.join(changed)}; choose another folder or remove it")
     if surplus := state["modules"].keys() - modules.keys():
         raise TrainingError(f"{folder} also trained {', '.join(sorted(surplus))}; choose another folder or remove it")
     _fill(folder, modules, state["modules"])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, held in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(held)
     return int(state["step"]), float(state["spent_s"])
 
 

@@ -44,7 +44,7 @@ COMMANDS = {
     "demo": ["folder", "--source", "--minutes"],
     "train": [
         *("--stage", "--folder", "--device", "--seed", "--steps", "--minutes"),
-        *("--clips", "--workers", "--config", "--unfreeze", "--json"),
+        *("--clips", "--workers", "--processes", "--config", "--unfreeze", "--json"),
     ],
     "evaluate benchmark": [
         *("name", "data_folder", "--model", "--device", "--limit", "--mode", "--subtitles", "--frames"),

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from videoxl2.training import trainer
 from videoxl2.training.errors import TrainingError
-from videoxl2.training.trainer import TrainSettings, fit, learning_rate, load_modules, plot_losses, read_log
+from videoxl2.training.trainer import (
+    TrainSettings,
+    fit,
+    learning_rate,
+    load_modules,
+    make_optimisers,
+    plot_losses,
+    read_log,
+)
 
 SETTINGS = TrainSettings(steps=12, learning_rate=0.05, warmup_steps=3, log_every=4, save_every_s=0.0)
 Losses = Callable[[int], Mapping[str, Tensor]]
@@ -192,3 +200,28 @@ def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(TrainingError, match=r"vxl-archive\[train\]"):
         plot_losses(tmp_path)
+
+
+def test_muon_is_for_the_matrices_inside_and_adamw_for_the_rest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inside = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+    modules = {"body": inside, "heads": nn.Linear(8, 2), "words": nn.Embedding(5, 4)}
+    adamw, muon = make_optimisers(modules, dataclasses.replace(SETTINGS, optimizer="muon"))
+    held = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert held == {id(inside[0].weight), id(inside[2].weight)}
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert others | held == {id(p) for module in modules.values() for p in module.parameters()} and not others & held
+    with pytest.raises(TrainingError, match="unknown optimizer 'sgd'"):
+        make_optimisers(modules, dataclasses.replace(SETTINGS, optimizer="sgd"))
+
+
+def test_a_run_with_muon_that_was_cut_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, optimizer="muon")
+    whole, cut = made(), made()
+    fit(tmp_path / "whole", whole, losses_of(whole), settings)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", cut, cut_at(7, losses_of(cut)), settings)
+    going_on = made(seed=99)
+    assert fit(tmp_path / "cut", going_on, losses_of(going_on), settings) == 12
+    assert equal(weights(whole), weights(going_on))
+    assert read_log(tmp_path / "whole")[-1]["fit"] < read_log(tmp_path / "whole")[0]["fit"]
