@@ -30,6 +30,7 @@ from videoxl2.kv import KVCache
 from videoxl2.layout import TokenLayout
 from videoxl2.model import VideoXL2, choose_device
 from videoxl2.prefill import prefill_masked, prefill_pieces
+from videoxl2.tokenizer import Tokenizer
 
 BenchMode = Literal["chunked", "bounded", "plain", "masked"]
 """The modes of prefill, and ``masked``: the published single pass under a mask."""
@@ -40,7 +41,7 @@ BOUNDED_TIMESTAMP_GROUPS = 256
 RANDOM_PREFIX = "random:"
 _PREFIX_TOKENS = 14
 _TIME_TOKENS = 6
-"""Tokens of a timestamp beside the digits of its whole seconds."""
+"""Tokens of a published timestamp beside the digits of its whole seconds."""
 _QUESTION_TOKENS = 60
 _ANSWER_TOKENS = 16
 _UNLIMITED = 1 << 40
@@ -206,7 +207,7 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
         timestamp_groups=BOUNDED_TIMESTAMP_GROUPS if mode == "bounded" else None,
         max_tokens=_UNLIMITED,
     )
-    layout, times_s = bench_layout(model.spec, num_frames)
+    layout, times_s = bench_layout(model.spec, num_frames, model.tokenizer if model.is_loaded else None)
     batch_frames = model.batch_groups * model.spec.frames_per_group
     pixels_F3SS = _random_pixels(model, min(num_frames, batch_frames))
     clock = _StageClock(model.device)
@@ -275,11 +276,17 @@ def decode_bytes(model: VideoXL2, num_tokens: int) -> int:
     return values * decoder.dtype.itemsize
 
 
-def bench_layout(spec: ModelSpec, num_frames: int) -> tuple[TokenLayout, list[float]]:
-    """A prompt of the published lengths at one frame per second, whatever the tokenizer; and the groups' times."""
+def bench_layout(
+    spec: ModelSpec, num_frames: int, tokenizer: Tokenizer | None = None
+) -> tuple[TokenLayout, list[float]]:
+    """The prompt of a video at one frame per second, in the published lengths where there is no tokenizer; and the
+    groups' times."""
     times_s = [float(first) for first in range(0, num_frames, spec.frames_per_group)]
-    time_ids = [[1] * (_TIME_TOKENS + len(str(int(t_s)))) for t_s in times_s]
-    return TokenLayout.build([1] * _PREFIX_TOKENS, time_ids, spec.tokens_per_group), times_s
+    if tokenizer is not None:
+        prefix_ids, time_ids = tokenizer.prefix_ids(), [tokenizer.timestamp_ids(t_s) for t_s in times_s]
+    else:
+        prefix_ids, time_ids = [1] * _PREFIX_TOKENS, [[1] * (_TIME_TOKENS + len(str(int(t_s)))) for t_s in times_s]
+    return TokenLayout.build(prefix_ids, time_ids, spec.tokens_per_group), times_s
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

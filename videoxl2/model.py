@@ -79,6 +79,11 @@ class VideoXL2(nn.Module):
             raise ModelError("this model was not loaded from a checkpoint")
         return self._info
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights came from a checkpoint, which has a tokenizer."""
+        return self._info is not None
+
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, read when it is first needed."""

@@ -27,7 +27,9 @@ from videoxl2.model import VideoXL2
 def test_a_run_adds_up(tiny_model: VideoXL2, mode: str) -> None:
     run = prefill_run(tiny_model, 70, mode)  # type: ignore[arg-type]
     spec = tiny_model.spec
-    assert run.frames == 70 and run.tokens == 14 + 18 * spec.tokens_per_group + 3 * 7 + 15 * 8
+    words = tiny_model.tokenizer
+    times = sum(len(words.timestamp_ids(float(t_s))) for t_s in range(0, 70, 4))
+    assert run.frames == 70 and run.tokens == len(words.prefix_ids()) + 18 * spec.tokens_per_group + times
     assert min(run.vision_s, run.dts_s, run.language_s) > 0
     assert run.vision_s + run.dts_s + run.language_s == pytest.approx(run.total_s, rel=0.2)
     assert run.peak_bytes > run.kv_bytes == run.tokens * spec.language.kv_values_per_token * 4
@@ -49,6 +51,12 @@ def test_published_lengths_of_timestamps() -> None:
     layout, times = bench_layout(random_spec("8b"), 256)
     assert layout.length == 9838 - 60, "the specification's length includes a question of 60 tokens"
     assert times[:3] == [0.0, 4.0, 8.0]
+
+
+def test_a_checkpoint_is_measured_with_its_own_tokenizer(tiny_model: VideoXL2) -> None:
+    layout, times = bench_layout(tiny_model.spec, 64, tiny_model.tokenizer)
+    assert [list(ids) for ids in layout.time_ids] == [tiny_model.tokenizer.timestamp_ids(t_s) for t_s in times]
+    assert prefill_run(tiny_model, 64, "chunked").tokens == layout.length
 
 
 def test_sizes() -> None:
