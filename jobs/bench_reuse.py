@@ -8,6 +8,7 @@ chunks in scope are dense: the share of its tokens that a way would have chosen 
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -381,7 +382,8 @@ class _ModelRun:
         levels = self._reader.settings.ingest.levels
         total_s = sum(file.duration_s for file in self._files.values())
         chunk_frames = recipe.chunk_groups * recipe.frames_per_group
-        num_frames = min((levels.max_dense_chunks + 2) * chunk_frames, round(total_s * self._bench.fps))
+        all_frames = round(total_s * self._bench.fps)
+        num_frames = min((levels.num_best(math.ceil(all_frames / chunk_frames)) + 2) * chunk_frames, all_frames)
         return self._prefill([(file, num_frames / total_s, [0.0, file.duration_s]) for file in self._files.values()])
 
     def _prefill(self, wanted: Sequence[tuple[MadeFile, float, list[float]]]) -> _Context:

@@ -48,6 +48,14 @@ def rendered(
             help="A needle test of this many hours beside the default ones; 0: without the default ones; repeatable.",
         ),
     ] = None,
+    whole_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Also index this many minutes of long videos twice, in segments and as one, and ask both the same.",
+        ),
+    ] = 0.0,
     as_json: JsonOption = False,
     report: ReportOption = None,
 ) -> int:
@@ -63,6 +71,7 @@ def rendered(
             minutes=minutes,
             folder=folder,
             needle_hours=needle_hours or [],
+            whole_minutes=whole_minutes,
             report=report,
         )
 

@@ -91,6 +91,16 @@ class Archive:
         self.time_zone = time_zone
         self._opened: ArchiveReader | None = None
 
+    @translated
+    def under(self, settings: Settings) -> Archive:
+        """The same archive under other settings, for queries that differ in them; what is loaded here is shared.
+
+        What settings of indexing decide is fixed in the archive and stays as it is.
+        """
+        other = Archive(self.folder, settings=settings, time_zone=self.time_zone)
+        other._opened = self._reader().under(settings)
+        return other
+
     def _reader(self) -> ArchiveReader:
         from pipeline.reader import ArchiveReader
 

@@ -148,10 +148,13 @@ def plan_context(
     sizes = reader.settings.ingest.levels
     chosen: list[dict[str, Any]] = []
     used = 0
-    for segment in ranked[: reader.settings.query.max_segments]:
-        rows = rows_of(reader.store.chunks(segment_ids=[segment]))
+    segments = [
+        rows_of(reader.store.chunks(segment_ids=[segment])) for segment in ranked[: reader.settings.query.max_segments]
+    ]
+    most_dense = sizes.num_best(sum(map(len, segments))) + 2
+    for rows in segments:
         gain = max(row["num_tokens"] - sparse_tokens(row, compression) for row in rows)
-        kept_for_dense = min(budget // 2, (sizes.max_dense_chunks + 2) * gain)
+        kept_for_dense = min(budget // 2, most_dense * gain)
         taken = best_that_fit(rows, chunk_scores, compression, budget - kept_for_dense - used - _HEADER_ROOM)
         chosen.extend(taken)
         used += sum(sparse_tokens(row, compression) for row in taken) + (_HEADER_ROOM if taken else 0)

@@ -5,6 +5,7 @@ Reading takes no lock: queries run beside ingestion and see whole videos only.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,6 +84,12 @@ class ArchiveReader:
         self.folder = folder
         self.manifest: Manifest = manifest
         self.settings = settings
+
+    def under(self, settings: Settings) -> ArchiveReader:
+        """The same archive under other settings; store and models that are loaded already are shared."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     @cached_property
     def store(self) -> LanceStore:

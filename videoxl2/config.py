@@ -7,6 +7,7 @@ torch, so that the command line can read a checkpoint's shape without it. Archit
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -312,9 +313,27 @@ class LevelSettings(_Settings):
     compression: int = Field(default=4, ge=1, description="Visual tokens pooled into one in sparse KV.")
     dense_first_last: bool = Field(default=True, description="Always take the first and the last chunk dense.")
     max_dense_chunks: int = Field(default=8, ge=0, description="Highest-scoring chunks that are taken dense.")
+    dense_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Highest-scoring chunks that are taken dense as a share of those looked at, rounded up; never more "
+        "than max_dense_chunks. None: max_dense_chunks alone.",
+    )
     neighbours: int = Field(
         default=0, ge=0, description="Chunks on either side of a highest-scoring one that are taken dense with it."
     )
+
+    def num_best(self, num_chunks: int) -> int:
+        """How many of ``num_chunks`` chunks at most are dense for their score, apart from first, last and neighbours.
+
+        With a share and any chunk, and unless ``max_dense_chunks`` is 0, it is at least one.
+        """
+        if self.dense_share is None:
+            return min(self.max_dense_chunks, num_chunks)
+        # Rounded first: 0.1 of 30 chunks is 3.0000000000000004 in binary, and still three chunks.
+        wanted = math.ceil(round(self.dense_share * num_chunks, 9))
+        return min(self.max_dense_chunks, max(wanted, min(1, num_chunks)))
 
 
 class GenerationSettings(_Settings):

@@ -54,17 +54,18 @@ def select_levels(
     sparse_tokens: Sequence[int] | None = None,
     max_tokens: int | None = None,
 ) -> list[KVLevel]:
-    """The level of each chunk by its relevance score: the best ``max_dense_chunks``, first and last, are dense.
+    """The level of each chunk by its relevance score: the best (``LevelSettings.num_best``), first and last, are dense.
 
     With ``max_tokens`` (and each chunk's size at both levels) chunks become dense in the order first, last, then by
     falling score, each followed by its ``neighbours`` from the nearest on, and the first that does not fit ends it, so
     a larger budget always contains a smaller one. The budget may be in bytes when the sizes are. Neighbours do not
-    count as one of ``max_dense_chunks``. Equal scores go to the earlier chunk. Raises ``ContextOverflow`` when not
+    count as one of the best. Equal scores go to the earlier chunk. Raises ``ContextOverflow`` when not
     even all-sparse fits.
     """
     if any(math.isnan(score) for score in scores):
         raise ValueError("a score is NaN")
-    ranked = sorted(range(len(scores)), key=lambda chunk: (-scores[chunk], chunk))[: settings.max_dense_chunks]
+    ranked = sorted(range(len(scores)), key=lambda chunk: (-scores[chunk], chunk))
+    ranked = ranked[: settings.num_best(len(scores))]
     always = [0, len(scores) - 1] if settings.dense_first_last and scores else []
     levels = [KVLevel.SPARSE] * len(scores)
     room = math.inf

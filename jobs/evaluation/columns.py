@@ -48,6 +48,15 @@ class ColumnAnswers:
     num_segments: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredKV:
+    """The chunks of a video in order, the bytes read for them, and the number of segments that they lie in."""
+
+    chunks: Sequence[ChunkKV]
+    num_bytes: int
+    num_segments: int
+
+
 def encode_video(reader: ArchiveReader, decoder: DecodeWorker, path: Path) -> EncodedVideo:
     """Decode and encode a video as ingestion does. Raises ``MediaError`` where it cannot be decoded."""
     import torch
@@ -72,29 +81,38 @@ def answer_columns(
 
     ``plain`` and ``chunked`` prefill the whole video; the others start from the dense KV of its stored segments.
     """
-    from indexers.records import rows_of
-    from pipeline.kv_source import KVSource
-    from videoxl2.kv import ChunkKV, KVLevel, sparsify
+    from videoxl2.kv import sparsify
     from videoxl2.kv_codec import KVCodec
 
     answers: dict[str, list[str]] = {}
     if questions:
         answers["plain"] = ask_all(reader, prefill_whole(reader, encoded, "plain").chunks, questions)
         answers["chunked"] = ask_all(reader, prefill_whole(reader, encoded, "chunked").chunks, questions)
-    rows = sorted(
-        rows_of(reader.store.chunks(video_ids=[video.video_id])),
-        key=lambda row: (row["segment_index"], row["chunk_index"]),
-    )
-    loaded = KVSource(reader, "reload").load([(row, KVLevel.DENSE) for row in rows])
-    in_order = [loaded.chunks[row["chunk_id"]] for row in rows]
-    dense = [chunk for chunk in in_order if isinstance(chunk, ChunkKV)]  # all of them: nothing is pending after load
+    stored = stored_dense(reader, video)
+    dense = stored.chunks
     if questions:
         compression = reader.manifest.recipe.compression
         answers["dense"] = ask_all(reader, dense, questions)
         answers["int8"] = ask_all(reader, quantised(dense, KVCodec.INT8), questions)
         answers["int4"] = ask_all(reader, quantised(dense, KVCodec.INT4), questions)
         answers["sparse_only"] = ask_all(reader, [sparsify(chunk, compression) for chunk in dense], questions)
-    return ColumnAnswers(answers, loaded.bytes_read, len({row["segment_id"] for row in rows}))
+    return ColumnAnswers(answers, stored.num_bytes, stored.num_segments)
+
+
+def stored_dense(reader: ArchiveReader, video: VideoRow) -> StoredKV:
+    """All dense KV that the archive holds of a video, read from its files. Raises what reading them raises."""
+    from indexers.records import rows_of
+    from pipeline.kv_source import KVSource
+    from videoxl2.kv import ChunkKV, KVLevel
+
+    rows = sorted(
+        rows_of(reader.store.chunks(video_ids=[video.video_id])),
+        key=lambda row: (row["segment_index"], row["chunk_index"]),
+    )
+    loaded = KVSource(reader, "reload").load([(row, KVLevel.DENSE) for row in rows])
+    in_order = [loaded.chunks[row["chunk_id"]] for row in rows]
+    chunks = [chunk for chunk in in_order if isinstance(chunk, ChunkKV)]  # all of them: nothing is pending after load
+    return StoredKV(chunks, loaded.bytes_read, len({row["segment_id"] for row in rows}))
 
 
 def prefill_whole(reader: ArchiveReader, encoded: EncodedVideo, mode: str) -> PrefillResult:

@@ -23,10 +23,11 @@ def run_rendered(
     minutes: float | None,
     folder: str | None,
     needle_hours: list[float],
+    whole_minutes: float,
     report: str | None,
 ) -> int:
     """Run and print; the exit code. Raises ``UsageError`` and ``ConfigError`` before any work."""
-    plan = RenderedPlan(seed, num_questions, model, minutes, lengths_of(needle_hours))
+    plan = RenderedPlan(seed, num_questions, model, minutes, lengths_of(needle_hours), whole_minutes)
     if report is not None:
         check_pictures()
     with ExitStack() as stack:

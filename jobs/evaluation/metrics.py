@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jobs.evaluation import twice
 from jobs.evaluation.answers import CHECKABLE, is_right, time_error_s
+from jobs.evaluation.curve import curve
 from jobs.evaluation.needle import is_answered
 from jobs.evaluation.plan import first_right
-from jobs.evaluation.records import COLUMNS, AskedNeedle, AskedQuestion, AskedSearch, Run
+from jobs.evaluation.records import COLUMNS, AskedNeedle, AskedQuestion, AskedSearch, AskedTwice, Run
 from jobs.evaluation.statistics import NOTHING, Estimate, median_of, paired_difference, share
 from videoxl2.training.questions import QA, blind_baseline
 
@@ -75,6 +77,7 @@ def document(run: Run) -> dict[str, Any]:
                 ).to_dict()
                 for ours, theirs in COMPARED
             },
+            "bilevel_curve": curve(checkable),
             "segments_vs_whole": segments_vs_whole(run),
             "by_kind": by_kind(run),
             "by_minutes": _grouped(checkable, lambda item: _length_name(item.question.video_s)),
@@ -116,6 +119,7 @@ def counts(run: Run) -> dict[str, Any]:
         "by_kind": {kind: sum(item.question.kind == kind for item in run.questions) for kind in kinds},
         "exists_yes": sum(i.question.kind == "exists" and i.question.expected == "yes" for i in run.questions),
         "checkable": sum(item.question.kind in CHECKABLE for item in run.questions),
+        **({"questions_asked_twice": len(run.twice)} if run.twice else {}),
         "searches": len(run.searches),
         "searches_single": sum(item.search.num_attributes == 1 for item in run.searches),
         "searches_double": sum(item.search.num_attributes == 2 for item in run.searches),
@@ -238,14 +242,21 @@ def _length_name(video_s: float) -> str:
 
 
 def segments_vs_whole(run: Run) -> dict[str, Any]:
-    """Stored segments against one prefill of the whole video: questions about videos of several segments only."""
-    items = [item for item in run.questions if item.question.kind in CHECKABLE and item.num_segments > 1]
-    segments, whole = outcomes(items, "dense"), outcomes(items, "chunked")
-    return {
-        "segments": share(segments).to_dict(),
-        "whole_video": share(whole).to_dict(),
-        "difference": paired_difference(segments, whole).to_dict(),
-    }
+    """Stored segments against one prefill of the whole video, all dense: questions about videos of several segments.
+
+    Long videos that were indexed twice count with those of the archive; ``long_videos`` has them alone, by way of
+    asking, where there are any.
+    """
+    items = [
+        AskedTwice(
+            item.question, {"dense": item.answers["dense"]}, {"dense": item.answers["chunked"]}, item.num_segments
+        )
+        for item in run.questions
+    ]
+    found = twice.compare([*items, *run.twice], "dense")
+    if run.twice:
+        found["long_videos"] = {way: twice.compare(run.twice, way) for way in twice.WAYS}
+    return found
 
 
 def recall(searches: Sequence[AskedSearch], num_attributes: int, depth: int) -> Estimate:

@@ -6,12 +6,14 @@ Owns the mixture. Everything follows from the seed; nothing here renders, reads 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
+from jobs.evaluation.balance import OptionBalance, take_choices, take_evenly
 from jobs.evaluation.records import Question, Search, Span
 from jobs.evaluation.statistics import chance_of_a_hit
 from videoxl2.training.archive_footage import plan_archive
@@ -72,8 +74,13 @@ def plan_files(seed: int, num_questions: int, minutes: float | None = None) -> l
         left = round(left - length, 6)
     if total >= _LONG_FROM_MINUTES:
         wanted.append((CAMERA_KINDS[seed % len(CAMERA_KINDS)], LONG_MINUTES))
+    return plan_scenes(wanted, seed)
+
+
+def plan_scenes(wanted: Sequence[tuple[SceneryKind, float]], seed: int, first: int = 0) -> list[PlannedFile]:
+    """A file for each kind of camera and number of minutes; ``first`` is the number of the first file of this seed."""
     files: list[PlannedFile] = []
-    for number, (kind, length) in enumerate(wanted):
+    for number, (kind, length) in enumerate(wanted, start=first):
         (scene,) = plan_archive(seed * 1000 + number, length / 60.0, (kind,), "test", file_minutes=length)
         camera = replace(scene.camera, name=f"{kind}-{number + 1}")
         files.append(PlannedFile(replace(scene, camera=camera), length))
@@ -83,15 +90,16 @@ def plan_files(seed: int, num_questions: int, minutes: float | None = None) -> l
 def choose_questions(videos: Mapping[str, Facts], seed: int, num_questions: int) -> tuple[list[Question], list[str]]:
     """``num_questions`` about the videos (key to facts) in the shares of ``SHARES``, and notes where that fails.
 
-    Half of the questions for existence have the answer yes. Long videos get more questions than short ones. Fewer are
-    returned only when the videos give no more.
+    Half of the questions for existence have the answer yes, and other answers are as evenly spread as the videos allow
+    (``balance.py``). Long videos get more questions than short ones. Fewer are returned only when the videos give no
+    more that the text alone does not answer.
     """
     candidates = _candidates(videos, seed)
     taken: dict[str, list[tuple[str, QA]]] = {}
     notes: list[str] = []
     room = num_questions
     for kind, number in _numbers(num_questions).items():
-        taken[kind] = _take(candidates[kind], min(number, room), is_balanced=kind == "exists")
+        taken[kind] = _take(kind, candidates[kind], min(number, room))
         room -= len(taken[kind])
         if len(taken[kind]) < number:
             notes.append(
@@ -100,12 +108,16 @@ def choose_questions(videos: Mapping[str, Facts], seed: int, num_questions: int)
     for kind in SHARES:
         if room <= 0:
             break
-        more = _take(candidates[kind], len(taken[kind]) + room, is_balanced=kind == "exists")
+        more = _take(kind, candidates[kind], len(taken[kind]) + room)
         room -= len(more) - len(taken[kind])
         taken[kind] = more
     known = known_questions(seed)
+    options = OptionBalance()
+    for item in known:
+        if item.options:
+            options.add(item)
     chosen = [
-        _question(f"q{number:04d}", key, item, videos[key], known)
+        _question(f"q{number:04d}", key, item, videos[key], known, options)
         for number, (key, item) in enumerate(pair for kind in SHARES for pair in taken[kind])
     ]
     return chosen, notes
@@ -139,17 +151,18 @@ def _candidates(videos: Mapping[str, Facts], seed: int) -> dict[QuestionKind, li
     }
 
 
-def _take(candidates: Sequence[tuple[str, QA]], number: int, *, is_balanced: bool) -> list[tuple[str, QA]]:
-    if not is_balanced:
+def _take(kind: str, candidates: Sequence[tuple[str, QA]], number: int) -> list[tuple[str, QA]]:
+    if kind == "choice":
+        return take_choices(candidates, number)
+    if kind == "when":  # every answer is another
         return list(candidates[:number])
-    by_answer = [[pair for pair in candidates if pair[1].answer == answer] for answer in ("yes", "no")]
-    half = min(number // 2, *map(len, by_answer))
-    rest = number % 2 if max(map(len, by_answer)) > half else 0
-    longer = max(by_answer, key=len)
-    return [pair for pairs in by_answer for pair in pairs[: half + (rest if pairs is longer else 0)]]
+    if kind == "exists":
+        answers = Counter(item.answer for _, item in candidates)
+        number = min(number, 2 * min(answers["yes"], answers["no"]) + 1)
+    return take_evenly(candidates, number)
 
 
-def _question(item_id: str, key: str, item: QA, facts: Facts, known: Sequence[QA]) -> Question:
+def _question(item_id: str, key: str, item: QA, facts: Facts, known: Sequence[QA], options: OptionBalance) -> Question:
     events = {event.event_id: event.kind for event in (*facts.events, *facts.doubtful_events)}
     actions = [events[name] for name in item.evidence_ids if name in events]
     same = [other for other in known if other.kind == item.kind]
@@ -164,7 +177,9 @@ def _question(item_id: str, key: str, item: QA, facts: Facts, known: Sequence[QA
         options=item.options,
         interval=item.interval,
         action=actions[0] if actions else None,
-        is_guessed=text_baseline([item], same)[item.kind] == 1.0,
+        is_guessed=(
+            options.guess(item) == item.answer if item.options else text_baseline([item], same)[item.kind] == 1.0
+        ),
     )
 
 

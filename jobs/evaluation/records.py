@@ -5,9 +5,11 @@ Everything reported is computed from these records, so that several runs can be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from jobs.evaluation.conditions import check_equal
 
 Span = tuple[str, float, float]
 """A stretch of a video: its key, and start and end in seconds."""
@@ -37,8 +39,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareAnswer:
+    """What ``ask`` says with a share of the chunks dense, and the bytes of KV that it read for that."""
+
+    answer: str
+    kv_bytes_read: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """A question with its answers by column, and what ``ask`` read: bytes of KV of all that the video has stored."""
+    """A question with its answers by column, and what ``ask`` read: bytes of KV of all that the video has stored.
+
+    ``by_share`` has the answers of the bi-level curve by dense share, where they were asked for.
+    """
 
     question: Question
     answers: Mapping[str, str]
@@ -46,6 +59,7 @@ class AskedQuestion:
     dense_bytes: int
     num_segments: int
     first_token_s: float = 0.0
+    by_share: Mapping[str, ShareAnswer] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,8 +116,27 @@ class AskedNeedle:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedTwice:
+    """A question about a long video that is indexed twice: in segments, and as one. Answers by way of asking.
+
+    The ways are ``dense`` (all stored KV) and ``ask`` (with its default levels).
+    """
+
+    question: Question
+    segments: Mapping[str, str]
+    whole: Mapping[str, str]
+    num_segments: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """The records of one run of ``vxl evaluate rendered``, or of several pooled."""
+    """The records of one run of ``vxl evaluate rendered``, or of several pooled.
+
+    ``conditions`` say what it was made with (``conditions.py``).
+    """
 
     seeds: tuple[int, ...]
     model: str
@@ -114,6 +147,8 @@ class Run:
     needles: tuple[AskedNeedle, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    twice: tuple[AskedTwice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,6 +165,10 @@ def run_from_dict(values: Mapping[str, Any]) -> Run:
         pair = None if interval is None else (float(interval[0]), float(interval[1]))
         return Question(**{**item, "options": tuple(item["options"]), "interval": pair})
 
+    def asked(item: Mapping[str, Any]) -> AskedQuestion:
+        by_share = {name: ShareAnswer(**answer) for name, answer in item.get("by_share", {}).items()}
+        return AskedQuestion(**{**item, "question": question(item["question"]), "by_share": by_share})
+
     def search(item: Mapping[str, Any]) -> Search:
         return Search(**{**item, "right": spans(item["right"]), "doubtful": spans(item["doubtful"])})
 
@@ -138,9 +177,7 @@ def run_from_dict(values: Mapping[str, Any]) -> Run:
         model=values["model"],
         video_hours=values["video_hours"],
         num_videos=values["num_videos"],
-        questions=tuple(
-            AskedQuestion(**{**item, "question": question(item["question"])}) for item in values["questions"]
-        ),
+        questions=tuple(asked(item) for item in values["questions"]),
         searches=tuple(
             AskedSearch(**{**item, "search": search(item["search"]), "found": spans(item["found"])})
             for item in values["searches"]
@@ -148,15 +185,23 @@ def run_from_dict(values: Mapping[str, Any]) -> Run:
         needles=tuple(AskedNeedle(**{**item, "options": tuple(item["options"])}) for item in values["needles"]),
         timings=dict(values["timings"]),
         notes=tuple(values["notes"]),
+        conditions=dict(values.get("conditions", {})),
+        twice=tuple(AskedTwice(**{**item, "question": question(item["question"])}) for item in values.get("twice", ())),
     )
 
 
-def pooled(runs: tuple[Run, ...]) -> Run:
-    """Several runs as one. Raises ``ValueError`` for none, or for runs that share a seed."""
+def pooled(runs: Sequence[Run], names: Sequence[str] = ()) -> Run:
+    """Several runs as one: counts and hours add up, and every figure is computed anew from all items.
+
+    Raises ``ValueError`` for none, for runs that share a seed, and for runs of different weights or settings; these are
+    named by ``names``, or else by their seeds.
+    """
     seeds = [seed for run in runs for seed in run.seeds]
     if not runs or len(set(seeds)) != len(seeds):
         raise ValueError(f"only runs of different seeds can be pooled, not of {seeds}")
-    names = {name for run in runs for name in run.timings}
+    labels = names or [f"the run of seed {', '.join(map(str, run.seeds))}" for run in runs]
+    check_equal([(label, run.conditions) for label, run in zip(labels, runs, strict=True)])
+    timed = {name for run in runs for name in run.timings}
     return Run(
         seeds=tuple(seeds),
         model=", ".join(dict.fromkeys(run.model for run in runs)),
@@ -165,6 +210,8 @@ def pooled(runs: tuple[Run, ...]) -> Run:
         questions=tuple(item for run in runs for item in run.questions),
         searches=tuple(item for run in runs for item in run.searches),
         needles=tuple(item for run in runs for item in run.needles),
-        timings={name: sum(run.timings.get(name, 0.0) for run in runs) for name in sorted(names)},
+        timings={name: sum(run.timings.get(name, 0.0) for run in runs) for name in sorted(timed)},
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
+        conditions=runs[0].conditions,
+        twice=tuple(item for run in runs for item in run.twice),
     )

@@ -18,16 +18,38 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.evaluation.answers import CHECKABLE
 from jobs.evaluation.asking import AskingProcess
-from jobs.evaluation.columns import answer_blind, answer_columns, answer_from_hits, encode_video
+from jobs.evaluation.columns import (
+    answer_blind,
+    answer_columns,
+    answer_from_hits,
+    ask_all,
+    encode_video,
+    stored_dense,
+)
+from jobs.evaluation.conditions import conditions_of
+from jobs.evaluation.curve import DENSE_SHARES, curve_tasks, share_answer, task_id
 from jobs.evaluation.needle import NeedleVideo, asked_needle, needle_tasks, plan_needles
 from jobs.evaluation.plan import chance_of, choose_questions, choose_searches, plan_files
-from jobs.evaluation.records import AskedNeedle, AskedQuestion, AskedSearch, Question, Run, Search, Span
+from jobs.evaluation.records import (
+    AskedNeedle,
+    AskedQuestion,
+    AskedSearch,
+    AskedTwice,
+    Question,
+    Run,
+    Search,
+    ShareAnswer,
+    Span,
+)
+from jobs.evaluation.twice import choose_long_questions, plan_long_files
 from pipeline.errors import ConfigError, StageError, UsageError
 
 if TYPE_CHECKING:
     from indexers.records import VideoRow
     from pipeline.reader import ArchiveReader
+    from videoxl2.config import LevelSettings
     from videoxl2.training.facts import Facts
     from videoxl2.training.scene import Scene
 
@@ -43,13 +65,17 @@ _MINUTES_PER_PROCESS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class RenderedPlan:
-    """What a run is made of; see ``vxl evaluate rendered --help``. ``minutes`` None: as many as the questions need."""
+    """What a run is made of; see ``vxl evaluate rendered --help``. ``minutes`` None: as many as the questions need.
+
+    ``whole_minutes`` of long videos are indexed twice, in segments and as one; 0: none are.
+    """
 
     seed: int
     num_questions: int
     model: str = "tiny"
     minutes: float | None = None
     needle_hours: tuple[float, ...] = ()
+    whole_minutes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -113,6 +139,7 @@ def _run_plan(plan: RenderedPlan, work: Path) -> Run:
     needles = _needle_test(haystacks, plan.model, work, clock, notes) if haystacks else []
     if not haystacks:
         notes.append("needle_retrieval, needle_answer: the needle test was switched off")
+    long_hours, twice = _long_test(plan, work, clock, notes) if plan.whole_minutes else ([], [])
     clock.seconds |= {
         "total_wall_s": round(time.perf_counter() - started, 2),
         "total_cpu_s": round(_cpu_s() - cpu, 2),
@@ -120,14 +147,20 @@ def _run_plan(plan: RenderedPlan, work: Path) -> Run:
     return Run(
         seeds=(plan.seed,),
         model=plan.model,
-        video_hours=sum(known.end_s - known.start_s for known in facts.values()) / 3600.0 + sum(plan_hours(needles)),
-        num_videos=len(facts) + len({needle.video for needle in needles}),
+        video_hours=sum(_hours(known) for known in facts.values()) + sum(plan_hours(needles)) + sum(long_hours),
+        num_videos=len(facts) + len({needle.video for needle in needles}) + len(long_hours),
         questions=tuple(asked),
         searches=tuple(found),
         needles=tuple(needles),
         timings=clock.seconds,
         notes=tuple(notes),
+        conditions=conditions_of(open_reader(work / "archive")[0]),
+        twice=tuple(twice),
     )
+
+
+def _hours(facts: Facts) -> float:
+    return (facts.end_s - facts.start_s) / 3600.0
 
 
 def plan_hours(needles: Sequence[AskedNeedle]) -> list[float]:
@@ -161,15 +194,15 @@ def render(folder: Path, scenes: Sequence[Scene], workers: int | None = None) ->
     return facts
 
 
-def index(footage: Path, folder: Path, model: str) -> None:
-    """Make an archive of the footage with the sequential runner and default settings.
+def index(footage: Path, folder: Path, model: str, changes: Mapping[str, Any] | None = None) -> None:
+    """Make an archive of the footage with the sequential runner and default settings but for ``changes``.
 
     Raises ``StageError`` unless every file was indexed.
     """
     from pipeline.archive import Archive
     from pipeline.config import load_settings
 
-    overrides = {"archive": str(folder), "model": model, "runner.kind": "local"}
+    overrides = {"archive": str(folder), "model": model, "runner.kind": "local", **(changes or {})}
     archive = Archive(folder, settings=load_settings(overrides=overrides))
     report = archive.ingest(footage, key_pattern=KEY_PATTERN, time_zone=TIME_ZONE)
     bad = [f"{video.uri}: {video.error_type}: {video.error_message}" for video in report.videos if video.error_type]
@@ -216,6 +249,8 @@ def _ask_archive(
         }
         for item in searches
     ]
+    # Last, since the columns below are computed meanwhile and wait for the answers above.
+    tasks += [task for key, items in by_video.items() for task in curve_tasks(items, videos[key].uri)]
     asked: list[AskedQuestion] = []
     with (
         clock.stage("ask"),
@@ -235,8 +270,8 @@ def _ask_archive(
             texts = [item.question for item in items]
             columns = answer_columns(reader, videos[key], encoded, texts)
             results = [process.result(item.item_id) for item in items]
-            most = reader.settings.ingest.levels.max_dense_chunks
-            from_hits = answer_from_hits(reader, encoded, [best_hits(result, key, most) for result in results], texts)
+            levels = reader.settings.ingest.levels
+            from_hits = answer_from_hits(reader, encoded, [best_hits(result, key, levels) for result in results], texts)
             for number, (item, result) in enumerate(zip(items, results, strict=True)):
                 answers = {name: column[number] for name, column in columns.answers.items()}
                 answers |= {"bilevel": result["answer"], "blind": blind[item.item_id]}
@@ -256,11 +291,19 @@ def _ask_archive(
             moments = process.result(search.item_id)["moments"]
             spans: tuple[Span, ...] = tuple((uris[m["uri"]], m["start_s"], m["end_s"]) for m in moments)
             found.append(AskedSearch(search, spans, chance_of(search, facts, cameras)))
+        asked = [replace(item, by_share=_share_answers(process, item.question)) for item in asked]
     return sorted(asked, key=lambda item: item.question.item_id), found
 
 
-def best_hits(answer: Mapping[str, Any], key: str, number: int) -> list[Span]:
+def _share_answers(process: AskingProcess, item: Question) -> dict[str, ShareAnswer]:
+    if item.kind not in CHECKABLE:
+        return {}
+    return {f"{part:g}": share_answer(process.result(task_id(item, part))) for part in DENSE_SHARES}
+
+
+def best_hits(answer: Mapping[str, Any], key: str, levels: LevelSettings) -> list[Span]:
     """The chunks most similar to the question, as many as ``ask`` would at most take dense for their score."""
+    number = levels.num_best(len(answer["citations"]))
     cited = sorted(answer["citations"], key=lambda item: -item["score"])[:number]
     return [(key, item["start_s"], item["end_s"]) for item in cited]
 
@@ -297,6 +340,53 @@ def _needle_test(
                 results = process.result(f"{name}:ask"), process.result(f"{name}:search")
                 asked.append(asked_needle(video, number, *results, num_chunks))
     return asked
+
+
+def _long_test(plan: RenderedPlan, work: Path, clock: _Clock, notes: list[str]) -> tuple[list[float], list[AskedTwice]]:
+    """Long videos indexed in segments and as one, and the same questions asked of both; hours of each, and answers."""
+    footage = work / "long-footage"
+    with clock.stage("long_render"):
+        files = plan_long_files(plan.seed, plan.whole_minutes)
+        facts = render(footage, [file.scene for file in files])
+        questions, missing = choose_long_questions(facts, plan.seed, plan.whole_minutes)
+        notes += missing
+    answers: dict[str, dict[str, dict[str, str]]] = {}
+    segments: dict[str, int] = {}
+    for name, changes in (("whole", {"ingest.segment_s": 0}), ("segments", {})):
+        archive = work / f"long-archive-{name}"
+        with clock.stage(f"long_index_{name}"):
+            index(footage, archive, plan.model, changes)
+        with clock.stage(f"long_ask_{name}"):
+            answers[name], segments = _ask_long(archive, work, facts, questions)
+    if max(segments.values()) < 2:
+        notes.append(f"segments_vs_whole: --whole-minutes {plan.whole_minutes:g} gives no video of several segments")
+    asked = [
+        AskedTwice(item, answers["segments"][item.item_id], answers["whole"][item.item_id], segments[item.video])
+        for item in questions
+    ]
+    return [_hours(known) for known in facts.values()], asked
+
+
+def _ask_long(
+    archive: Path, work: Path, facts: Mapping[str, Facts], questions: Sequence[Question]
+) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+    """Answers by question and way, and the number of segments of each video in this archive."""
+    reader, videos = open_reader(archive)
+    tasks = [
+        {"id": item.item_id, "kind": "ask", "question": item.question, "video": videos[item.video].uri}
+        for item in questions
+    ]
+    found: dict[str, dict[str, str]] = {}
+    segments: dict[str, int] = {}
+    with half_the_processors(), AskingProcess(archive, tasks, work) as process:
+        for key in facts:
+            items = [item for item in questions if item.video == key]
+            stored = stored_dense(reader, videos[key])
+            segments[key] = stored.num_segments
+            dense = ask_all(reader, stored.chunks, [item.question for item in items]) if items else []
+            for item, answer in zip(items, dense, strict=True):
+                found[item.item_id] = {"dense": answer, "ask": process.result(item.item_id)["answer"]}
+    return found, segments
 
 
 def render_needles(footage: Path, planned: Sequence[NeedleVideo], notes: list[str]) -> list[NeedleVideo]:

@@ -3,7 +3,7 @@
     python -m jobs.evaluation.report RUN.json... --folder FOLDER [--document docs/evaluation.md]
 
 pools the runs that ``--report`` left (``run.json``), writes the folder anew, and fills the results section of a
-document.
+document. Runs of different weights or settings are refused by name.
 """
 
 from __future__ import annotations
@@ -86,6 +86,32 @@ def to_markdown(results: Mapping[str, Any], pictures: Sequence[str] = (), prefix
         ),
         "",
     ]
+    long_videos = results["segments_vs_whole"].get("long_videos", {})
+    if long_videos:
+        lines += [
+            "| long videos, asked with | n | in segments | as one | less | 95 % interval |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {way} | {row['segments']['n']} | {figure(row['segments']['value'])} "
+                f"| {figure(row['whole_video']['value'])} | {figure(row['difference']['value'])} "
+                f"| {figure(row['difference']['low'])} to {figure(row['difference']['high'])} |"
+                for way, row in long_videos.items()
+            ),
+            "",
+        ]
+    if results["bilevel_curve"]:
+        lines += [
+            "| bi-level, share of chunks dense | n | right | less all dense | 95 % interval | bytes read of dense KV |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {row['dense_share']:g} | {row['right']['n']} | {figure(row['right']['value'])} "
+                f"| {figure(row['minus_dense']['value'])} "
+                f"| {figure(row['minus_dense']['low'])} to {figure(row['minus_dense']['high'])} "
+                f"| {figure(row['bytes_share'])} |"
+                for row in results["bilevel_curve"]
+            ),
+            "",
+        ]
     if results["needles"]["by_hours"]:
         lines += [
             "| needle, hours | n | its chunk dense | by chance | in a top-5 moment | answered |",
@@ -180,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", type=Path, help="a document whose results section is filled")
     given = parser.parse_args(arguments)
     try:
-        run = pooled(tuple(read_run(path) for path in given.runs))
+        run = pooled([read_run(path) for path in given.runs], [repr(str(path)) for path in given.runs])
         results = document(run)
         write_report(given.folder, run, results)
         if given.document is not None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.evaluation.answers import CHECKABLE
+from jobs.evaluation.curve import DENSE_SHARES
 from jobs.evaluation.metrics import METRICS
 from jobs.evaluation.records import COLUMNS
 from jobs.evaluation.report import read_run
@@ -17,11 +19,16 @@ RENDERED = ("evaluate", "rendered", "--seed", "3")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
-    """A run of six questions about two minutes, without the needle test; its folders."""
+    """A run of six questions about two minutes, without the needle test; its folders.
+
+    Beside them two minutes are indexed twice, as one and in segments of a minute.
+    """
     root = tmp_path_factory.mktemp("evaluate")
+    (root / "settings.toml").write_text("[ingest]\nsegment_s = 60.0\n")
     done = spawn(
-        *(*RENDERED, "--questions", "6", "--minutes", "2", "--needle-hours", "0", "--json"),
+        *(*RENDERED, "--questions", "6", "--minutes", "2", "--needle-hours", "0", "--whole-minutes", "2", "--json"),
         *("--folder", root / "work", "--report", root / "report"),
+        env={"VXL_CONFIG": str(root / "settings.toml")},
     )
     assert done.code == 0, done.err
     return done, root
@@ -40,8 +47,8 @@ def test_the_document_has_exactly_the_promised_metrics(kept: tuple[Done, Path]) 
         }
     )
     counts = results["counts"]
-    assert counts["questions"] == 6 and counts["searches"] == 2 and counts["videos"] == 2
-    assert counts["hours"] == pytest.approx(2 / 60, abs=1e-3)
+    assert counts["questions"] == 6 and counts["searches"] == 2 and counts["videos"] == 3
+    assert counts["hours"] == pytest.approx(4 / 60, abs=1e-3)
     missing = {name for name, value in results["metrics"].items() if value is None}
     assert missing == {"needle_retrieval", "needle_answer"}
     assert any("needle_retrieval" in note for note in results["notes"])
@@ -59,11 +66,48 @@ def test_short_videos_are_read_whole_and_every_way_of_the_same_kv_answers_alike(
         assert item.answers["bilevel"].startswith(item.answers["dense"])  # ask may go on for longer
 
 
+def test_the_curve_reads_more_as_more_is_dense(kept: tuple[Done, Path]) -> None:
+    rows = kept[0].json["bilevel_curve"]
+    assert [row["dense_share"] for row in rows] == list(DENSE_SHARES)
+    read = [row["bytes_share"] for row in rows]
+    assert read == sorted(read) and read[0] < 1.0 and read[-1] == 1.0
+    for item in read_run(kept[1] / "report" / "run.json").questions:
+        if item.question.kind in CHECKABLE:
+            assert item.by_share["1"].answer.startswith(item.answers["dense"])
+            assert item.by_share["0.2"].kv_bytes_read < item.dense_bytes
+        else:
+            assert not item.by_share
+
+
+def test_long_videos_are_asked_in_segments_and_as_one(kept: tuple[Done, Path]) -> None:
+    results, run = kept[0].json, read_run(kept[1] / "report" / "run.json")
+    assert run.twice and all(item.num_segments == 2 for item in run.twice)
+    checkable = sum(item.question.kind in CHECKABLE for item in run.twice)
+    compared = results["segments_vs_whole"]
+    assert compared["difference"]["n"] == checkable, "videos of one segment do not count"
+    assert {way: row["difference"]["n"] for way, row in compared["long_videos"].items()} == {
+        "dense": checkable,
+        "ask": checkable,
+    }
+    assert results["counts"]["questions_asked_twice"] == len(run.twice)
+    assert {"long_index_whole_wall_s", "long_index_segments_wall_s"} <= results["timings"].keys()
+
+
+def test_a_run_says_what_it_was_made_with(kept: tuple[Done, Path]) -> None:
+    found = read_run(kept[1] / "report" / "run.json").conditions
+    assert found["ingest.segment_s"] == 60.0 and found["query.relevance"] == "embedding"
+    assert found["ingest.levels.max_dense_chunks"] == 8
+    assert all(
+        len(found[name]) >= 32 for name in ("weights of the model", "weights of the search encoder", "fingerprint")
+    )
+
+
 def test_what_was_kept(kept: tuple[Done, Path]) -> None:
     work, report = kept[1] / "work", kept[1] / "report"
     assert len(list((work / "footage").rglob("*.mp4"))) == 2 and (work / "archive" / "archive.json").is_file()
     tasks = [json.loads(line) for line in (work / "archive-tasks.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [task["kind"] for task in tasks] == ["ask"] * 6 + ["search"] * 2
+    assert [task["kind"] for task in tasks][:8] == ["ask"] * 6 + ["search"] * 2
+    assert all(task["levels"]["dense_share"] in DENSE_SHARES for task in tasks[8:])
     assert {path.suffix for path in report.iterdir()} == {".json", ".md", ".png"}
 
 

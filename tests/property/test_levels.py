@@ -45,6 +45,39 @@ def test_a_larger_dense_budget_contains_the_smaller(scores: list[float], smaller
 
 
 @SEEDED
+@given(
+    scores=scores_strategy,
+    shares=st.tuples(st.integers(1, 1000), st.integers(1, 1000)).map(sorted),
+    cap=st.integers(0, 40),
+    neighbours=st.integers(0, 2),
+    ends=st.booleans(),
+)
+def test_a_larger_dense_share_contains_the_smaller(
+    scores: list[float], shares: list[int], cap: int, neighbours: int, ends: bool
+) -> None:
+    def chosen(thousandths: int | None, limit: int = cap) -> set[int]:
+        share = None if thousandths is None else thousandths / 1000
+        knobs = LevelSettings(max_dense_chunks=limit, dense_share=share, neighbours=neighbours, dense_first_last=ends)
+        return dense(select_levels(scores, knobs))
+
+    smaller, larger = shares
+    assert chosen(smaller) <= chosen(larger) <= chosen(None)
+    assert chosen(1000) == chosen(None), "a share of one leaves the number alone"
+    # The share is what a number of the same size gives: rounded up, in exact arithmetic, and at least one.
+    assert chosen(smaller) == chosen(None, min(cap, max(1, -(-smaller * len(scores) // 1000))))
+
+
+@pytest.mark.parametrize(
+    ("num_chunks", "share", "expected"),
+    [(0, 0.2, 0), (1, 0.2, 1), (5, 0.2, 1), (6, 0.2, 2), (30, 0.1, 3), (25, 0.35, 9), (25, 1.0, 25), (4, None, 4)],
+)
+def test_the_number_that_a_share_gives(num_chunks: int, share: float | None, expected: int) -> None:
+    assert LevelSettings(max_dense_chunks=100, dense_share=share).num_best(num_chunks) == expected
+    assert LevelSettings(max_dense_chunks=2, dense_share=share).num_best(num_chunks) == min(2, expected)
+    assert LevelSettings(max_dense_chunks=0, dense_share=share).num_best(num_chunks) == 0
+
+
+@SEEDED
 @given(scores=scores_strategy, room=st.integers(0, 400), more=st.integers(0, 200))
 def test_a_token_budget_is_never_exceeded_and_nests(scores: list[float], room: int, more: int) -> None:
     sizes = [(20 + index % 7, 5) for index in range(len(scores))]

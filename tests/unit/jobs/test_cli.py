@@ -53,7 +53,7 @@ COMMANDS = {
     "evaluate clips": ["folder", "--model", "--archive", "--fps", "--json"],
     "evaluate rendered": [
         *("--seed", "--questions", "--model", "--minutes", "--folder"),
-        *("--needle-hours", "--json", "--report"),
+        *("--needle-hours", "--whole-minutes", "--json", "--report"),
     ],
     "kv verify": ["--segments", "--all", "--seed", "--exact", *EVERY],
     "kv stats": ["--price-per-gb-month", *EVERY],

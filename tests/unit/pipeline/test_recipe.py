@@ -118,7 +118,7 @@ def test_settings_that_change_stored_bytes_reach_the_recipe(settings: IngestSett
 
 def test_settings_of_queries_do_not_change_the_recipe() -> None:
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
-    levels = LevelSettings(max_dense_chunks=1, dense_first_last=False)
+    levels = LevelSettings(max_dense_chunks=1, dense_share=0.3, dense_first_last=False)
     assert make_recipe(info, IngestSettings(levels=levels), "float32") == RECIPE
 
 

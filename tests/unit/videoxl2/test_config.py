@@ -82,6 +82,7 @@ def test_settings_have_the_published_defaults() -> None:
     prefill, levels = PrefillSettings(), LevelSettings()
     assert (prefill.block_groups, prefill.previous_blocks, prefill.mode) == (4, 3, "chunked")
     assert (levels.chunk_groups, levels.compression, levels.dense_first_last) == (6, 4, True)
+    assert levels.dense_share is None, "a share is no part of the published rule"
     assert GenerationSettings().max_new_tokens == 64
 
 

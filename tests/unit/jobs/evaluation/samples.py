@@ -84,5 +84,6 @@ def make_run(right: set[str] | None = None, **changes: Any) -> Run:
         questions=tuple(asked(kind, names) for kind in EXPECTED),
         searches=(search(1, 1), search(2, 1)),
         needles=(needle(1.0, 0.5, dense=bool(names), right=bool(names)),),
+        conditions={"weights of the model": "abc", "query.limit": 10},
     )
     return replace(made, **changes)

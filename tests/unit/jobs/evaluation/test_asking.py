@@ -13,6 +13,7 @@ import pytest
 from jobs.evaluation import asking
 from jobs.evaluation.asking import AskingProcess
 from jobs.evaluation.worker import perform
+from pipeline import reader
 from pipeline.archive import Archive
 from pipeline.errors import StageError
 
@@ -101,3 +102,24 @@ def test_tasks_reach_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert perform(archive, {"id": "q", "kind": "ask", "question": "?", "video": "file:///v.mp4"}) == {"answer": "B"}
     assert said == {"question": "?", "videos": ["file:///v.mp4"], "reuse": "reload"}
+
+
+def test_levels_of_a_task_change_the_settings_of_that_task_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other archive is the same one, opened once."""
+    archive = Archive("nowhere")
+    manifest = type("M", (), {"recipe": None})()
+    monkeypatch.setattr(reader, "read_manifest", lambda folder: manifest)
+    asked: list[Archive] = []
+    answer = type("A", (), {"to_dict": lambda self: {"answer": "B"}})
+    monkeypatch.setattr(Archive, "ask", lambda self, question, **named: asked.append(self) or answer())
+    archive._reader().__dict__["model"] = model = object()  # loaded by an earlier question
+    task = {"id": "q", "kind": "ask", "question": "?", "video": "file:///v.mp4"}
+    perform(archive, {**task, "levels": {"dense_share": 0.2, "dense_first_last": False}})
+    perform(archive, task)
+    assert [one.settings.ingest.levels.dense_share for one in asked] == [0.2, None]
+    assert [one.settings.ingest.levels.dense_first_last for one in asked] == [False, True]
+    assert asked[1] is archive and asked[0].settings.query == archive.settings.query
+    other = asked[0]._reader()
+    assert (
+        other.settings is asked[0].settings and other.model is model and archive._reader().settings is archive.settings
+    )

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.evaluation.answers import CHECKABLE
 from jobs.evaluation.metrics import METRICS, document
-from jobs.evaluation.records import COLUMNS, pooled, run_from_dict
+from jobs.evaluation.records import COLUMNS, AskedTwice, ShareAnswer, pooled, run_from_dict
+from jobs.evaluation.twice import WAYS
 from tests.unit.jobs.evaluation.samples import EXPECTED, asked, make_run, needle, question, search
 
 
@@ -113,11 +114,61 @@ def test_a_run_survives_json_and_runs_pool() -> None:
     again = run_from_dict(json.loads(json.dumps(first.to_dict())))
     assert again == first
     both = pooled((first, make_run(set(), seeds=(2,))))
+    assert both.video_hours == 2 * first.video_hours and both.conditions == first.conditions
     results = document(both)
     assert results["seed"] == [1, 2] and results["counts"]["questions"] == 2 * len(EXPECTED)
     assert results["metrics"]["bilevel"] == 0.5 and results["metrics"]["needle_answer"] == 0.5
+    assert results["differences"]["bilevel_minus_dense"]["n"] == 2 * len(CHECKABLE)
     with pytest.raises(ValueError, match="seeds"):
         pooled((first, first))
+
+
+def test_runs_of_other_weights_or_settings_are_refused_by_name() -> None:
+    first, second = make_run(), make_run(seeds=(2,))
+    for changes in ({"weights of the model": "other"}, {"query.limit": 3}, {"a new one": 1}):
+        other = replace(second, conditions={**second.conditions, **changes})
+        with pytest.raises(ValueError, match=f"seed 1 and the run of seed 2 differ in {next(iter(changes))}"):
+            pooled((first, other))
+    with pytest.raises(ValueError, match=r"differ in query\.limit: 10 and None"):
+        pooled((first, replace(second, conditions={"weights of the model": "abc"})))
+    with pytest.raises(ValueError, match=r"'b\.json' does not say what it was made with"):
+        pooled((first, replace(second, conditions={})), ("'a.json'", "'b.json'"))
+    old = make_run().to_dict()
+    del old["conditions"], old["twice"]
+    assert pooled((run_from_dict(json.loads(json.dumps(old))),)).conditions == {}, "one old run can still be told"
+
+
+def test_the_curve_pairs_every_share_with_all_dense() -> None:
+    small, large = ShareAnswer("no", 10), ShareAnswer("yes", 40)
+    items = tuple(asked("exists", {"dense"}, number, by_share={"0.2": small, "1": large}) for number in range(4))
+    run = make_run(questions=(*items, asked("exists", set(), 9), asked("when", set(), 10)))
+    rows = document(run_from_dict(json.loads(json.dumps(run.to_dict()))))["bilevel_curve"]
+    assert [row["dense_share"] for row in rows] == [0.2, 1.0]
+    assert [(row["right"]["value"], row["right"]["n"], row["minus_dense"]["value"]) for row in rows] == [
+        (0.0, 4, -1.0),
+        (1.0, 4, 0.0),
+    ]
+    assert [row["bytes_share"] for row in rows] == [0.1, 0.4]
+    assert document(make_run())["bilevel_curve"] == []
+
+
+def test_long_videos_indexed_twice_join_the_comparison_of_segments() -> None:
+    def both(number: int, segments: str, whole: str, **changes: int) -> AskedTwice:
+        made = AskedTwice(
+            question("exists", number), dict.fromkeys(WAYS, segments), {"dense": whole, "ask": "no"}, num_segments=3
+        )
+        return replace(made, **changes)
+
+    twice = (both(1, "yes", "yes"), both(2, "no", "yes"), both(3, "no", "yes", num_segments=1))
+    run = make_run(questions=(asked("exists", {"dense"}, 4, num_segments=3),), twice=twice)
+    results = document(run_from_dict(json.loads(json.dumps(run.to_dict()))))
+    found = results["segments_vs_whole"]
+    assert (found["segments"]["value"], found["whole_video"]["value"]) == (0.6667, 0.6667)
+    assert found["difference"]["n"] == 3
+    assert found["long_videos"]["dense"]["difference"]["value"] == -0.5
+    assert found["long_videos"]["ask"]["difference"]["value"] == 0.5
+    assert results["counts"]["questions_asked_twice"] == 3
+    assert "long_videos" not in document(make_run())["segments_vs_whole"]
 
 
 def test_the_document_is_json_without_nan() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from jobs.evaluation.balance import wording
 from jobs.evaluation.plan import (
     LONG_MINUTES,
     SHARES,
@@ -18,9 +19,11 @@ from jobs.evaluation.plan import (
     plan_files,
 )
 from jobs.evaluation.records import Search
+from jobs.evaluation.twice import plan_long_files
 from videoxl2.training.claims import Claim
 from videoxl2.training.facts import Facts, script_facts
 from videoxl2.training.random_scenes import CAMERA_KINDS
+from videoxl2.training.wording import LETTERS
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,29 @@ def test_existence_is_balanced_and_true_to_the_facts(videos: Mapping[str, Facts]
     assert abs(answers["yes"] - answers["no"]) <= 1 and len(exists) == 20
     for question in exists:
         assert (question.interval is not None) == (question.expected == "yes")
+
+
+def test_no_option_is_given_away_by_its_wording(videos: Mapping[str, Facts]) -> None:
+    """Candidates give it away: "walks" is right wherever it is offered. The questions that are chosen do not."""
+    questions, _ = choose_questions(videos, 3, 80)
+    choices = [question for question in questions if question.kind == "choice"]
+    letters = Counter(question.expected for question in choices)
+    assert len(choices) >= 16 and max(letters.values()) - min(letters[letter] for letter in LETTERS) <= 3
+    offered: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for question in choices:
+        offered.update(map(wording, question.options))
+        right[wording(question.options[LETTERS.index(question.expected)])] += 1
+    assert all(right[name] <= offered[name] / 4 + 1 for name in right)
+
+
+def test_long_files_last_half_an_hour_to_an_hour() -> None:
+    for minutes, number in ((30.0, 1), (60.0, 1), (61.0, 2), (150.0, 3), (2.0, 1)):
+        files = plan_long_files(4, minutes)
+        assert len(files) == number and sum(file.minutes for file in files) == pytest.approx(minutes)
+        assert all(30.0 <= file.minutes <= 60.0 for file in files) or minutes < 30.0
+    short = {file.scene.seed for file in plan_files(4, 300)}
+    assert short.isdisjoint(file.scene.seed for file in plan_long_files(4, 150.0))
 
 
 def test_long_videos_are_asked_more_than_short_ones(videos: Mapping[str, Facts]) -> None:

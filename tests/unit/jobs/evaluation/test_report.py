@@ -51,7 +51,9 @@ def test_the_table_holds_every_target_and_every_column() -> None:
             assert widths.setdefault(block, line.count("|")) == line.count("|"), line
 
 
-def test_a_report_is_written_and_runs_are_pooled_into_a_document(tmp_path: Path) -> None:
+def test_a_report_is_written_and_runs_are_pooled_into_a_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     for number in (1, 2):
         run = make_run(seeds=(number,))
@@ -65,6 +67,13 @@ def test_a_report_is_written_and_runs_are_pooled_into_a_document(tmp_path: Path)
     text = page.read_text()
     assert "old" not in text and text.startswith("# Title\n") and text.endswith("<!-- end of results -->\nafter\n")
     assert "seed 1, 2: 14 questions" in text and f"](both/{pictures.WAYS})" in text
+    other = tmp_path / "other.json"
+    changed = make_run(seeds=(3,), conditions={"weights of the model": "xyz", "query.limit": 10})
+    other.write_text(json.dumps(changed.to_dict()))
+    assert main([runs[0], str(other), "--folder", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert str(other) in said and runs[0] in said and "weights of the model" in said
+    assert not (tmp_path / "x").exists()
     assert main([runs[0], runs[0], "--folder", str(tmp_path / "x")]) == 2
     assert main([str(page), "--folder", str(tmp_path / "x")]) == 2
 
