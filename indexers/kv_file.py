@@ -1,5 +1,8 @@
 """Dense KV of one segment in one file: format 2 (1 is read too), writer and reader. docs/storage.md has every byte.
 
+Writer and reader know chunks of bytes; what a chunk holds is its header's business, so that files of other things per
+chunk (``token_file``) are written, checked and read by the same code.
+
 Keys are stored before rotation. A chunk stands for values ``[layer][K|V][kv_head][token][head_dim]``; its bytes, as the
 header's ``KVEncoding`` says, are whole and contiguous and start at a multiple of 4096, so that one range read loads one
 chunk. Bytes come in as any buffer and go out into any; encoding and decoding them is the model's business.
@@ -12,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, overload
 
 import numpy as np
 import xxhash
@@ -105,6 +108,30 @@ class KVEncoding:
 AS_COMPUTED = KVEncoding()
 
 
+class ChunkHeader(Protocol):
+    """What a file of chunks says about itself before any payload, and what writer and reader need of it."""
+
+    @property
+    def magic(self) -> bytes:
+        """The first bytes of the file."""
+
+    @property
+    def num_chunks(self) -> int: ...
+
+    def chunk_bytes(self, chunk: int) -> int:
+        """Length of a chunk in the file."""
+
+    def to_fields(self) -> dict[str, Any]:
+        """Members of the header besides ``chunks`` and ``file_bytes``."""
+
+    def chunk_fields(self, chunk: int) -> dict[str, Any]:
+        """What ``chunks`` says of one chunk besides its place and digest."""
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """The header that a file has. Raises ``HeaderError`` for one that this reader does not know."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseKVHeader:
     """What a KV file says about itself before any payload.
@@ -144,6 +171,61 @@ class DenseKVHeader:
         """Length of a chunk in the file."""
         return self.encoding.chunk_bytes(self.chunk_shape(chunk), ITEM_BYTES[self.dtype])
 
+    @property
+    def magic(self) -> bytes:
+        """The first bytes of the file."""
+        return MAGIC
+
+    def to_fields(self) -> dict[str, Any]:
+        """Members of the header besides ``chunks`` and ``file_bytes``."""
+        return {
+            "format": FORMAT_VERSION,
+            "layout": LAYOUT,
+            "rotation": ROTATION,
+            "codec": self.encoding.codec,
+            "codec_parameters": self.encoding.parameters,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint,
+            "video_id": self.video_id,
+            "segment_index": self.segment_index,
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+        }
+
+    def chunk_fields(self, chunk: int) -> dict[str, Any]:
+        """What ``chunks`` says of one chunk besides its place and digest."""
+        return {"tokens": self.num_tokens(chunk), "groups": self.chunk_groups[chunk]}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> DenseKVHeader:
+        """The header that a file has. Raises ``HeaderError`` for one that this reader does not know."""
+        require_known(
+            fields, {"format": READABLE_FORMATS, "layout": (LAYOUT,), "rotation": (ROTATION,), "codec": CODECS}
+        )
+        try:
+            encoding = KVEncoding.from_fields(fields)
+        except (ValueError, TypeError, KeyError) as exc:
+            raise HeaderError(f"codec_parameters do not make sense: {exc}") from exc
+        return cls(
+            video_id=fields["video_id"],
+            segment_index=fields["segment_index"],
+            fingerprint=fields["fingerprint"],
+            dtype=fields["dtype"],
+            layers=fields["layers"],
+            kv_heads=fields["kv_heads"],
+            head_dim=fields["head_dim"],
+            chunk_groups=tuple(tuple(tuple(group) for group in chunk["groups"]) for chunk in fields["chunks"]),
+            encoding=encoding,
+        )
+
+
+def require_known(fields: dict[str, Any], known: dict[str, Sequence[Any]]) -> None:
+    """Raise ``HeaderError`` naming the first member whose value is none of those that a reader knows."""
+    for name, expected in known.items():
+        if fields.get(name) not in expected:
+            raise HeaderError(f"{name} is {fields.get(name)!r}, this reader knows {', '.join(map(repr, expected))}")
+
 
 class ChunkEntry(NamedTuple):
     """Where a chunk lies in its file, in bytes, and its xxh3_128 as 32 hex digits."""
@@ -182,7 +264,7 @@ class DenseKVWriter:
     ``commit`` removes the unfinished file.
     """
 
-    def __init__(self, path: str | Path, header: DenseKVHeader) -> None:
+    def __init__(self, path: str | Path, header: ChunkHeader) -> None:
         self.header = header
         self._entries: list[ChunkEntry] = []
         sizes = [header.chunk_bytes(chunk) for chunk in range(header.num_chunks)]
@@ -190,7 +272,7 @@ class DenseKVWriter:
         header_bytes = 0
         while True:
             planned = _plan(sizes, header_bytes)
-            needed = len(pack_header(MAGIC, _fields(header, planned)))
+            needed = len(pack_header(header.magic, _fields(header, planned)))
             if needed <= header_bytes:
                 break
             header_bytes = needed
@@ -224,15 +306,15 @@ class DenseKVWriter:
         """Write the header, make the file durable and give it its name. ``ValueError`` if chunks are missing."""
         if len(self._entries) != self.header.num_chunks:
             raise ValueError(f"{len(self._entries)} of {self.header.num_chunks} chunks were written")
-        packed = pack_header(MAGIC, _fields(self.header, self._entries))
+        packed = pack_header(self.header.magic, _fields(self.header, self._entries))
         self._durable.file.seek(0)
         self._durable.file.write(packed)
         self._durable.commit()
         return WrittenKV(self._entries, self._file_bytes, xxhash.xxh3_128_hexdigest(packed))
 
 
-def write_dense_kv(path: str | Path, header: DenseKVHeader, chunks: Iterable[Buffer]) -> WrittenKV:
-    """Write one segment's KV durably; an older file of the same name is replaced at once or not at all.
+def write_dense_kv(path: str | Path, header: ChunkHeader, chunks: Iterable[Buffer]) -> WrittenKV:
+    """Write one segment's chunks durably; an older file of the same name is replaced at once or not at all.
 
     ``OSError`` (disk full, no permission) becomes ``StoreUnavailable`` and leaves nothing behind.
     """
@@ -261,7 +343,10 @@ def rewrite_dense_kv(
     return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)))
 
 
-class DenseKVReader:
+HeaderT = TypeVar("HeaderT", bound=ChunkHeader)
+
+
+class ChunkReader(Generic[HeaderT]):
     """Reads chunks of one file, each checked against its digest on every read. Use as a context manager.
 
     Opening reads and checks the header only; reading chunk ``i`` touches that chunk's bytes only. Pass
@@ -269,6 +354,10 @@ class DenseKVReader:
     share a reader. A file that is replaced or removed stays readable for those who have it open, old and whole.
     Raises ``MissingKV``, ``CorruptKV``, ``StoreUnavailable``.
     """
+
+    magic: ClassVar[bytes]
+    header_type: ClassVar[type[ChunkHeader]]
+    header: HeaderT
 
     def __init__(self, path: str | Path, expected_digest: str | None = None) -> None:
         self.path = str(path)
@@ -279,8 +368,9 @@ class DenseKVReader:
         except OSError as exc:
             raise StoreUnavailable(self.path, str(exc)) from exc
         try:
-            fields, packed = read_header(self._file, MAGIC)
-            self.header, self.entries = _parse(fields)
+            fields, packed = read_header(self._file, self.magic)
+            self.header = self.header_type.from_fields(fields)  # type: ignore[assignment]
+            self.entries = _entries(self.header, fields)
             self.digest = xxhash.xxh3_128_hexdigest(packed)
             if expected_digest is not None and self.digest != expected_digest:
                 raise HeaderError("not the file that was committed (digest differs from the segment's row)")
@@ -292,7 +382,7 @@ class DenseKVReader:
             raise StoreUnavailable(self.path, str(exc)) from exc
         self.num_bytes = int(fields["file_bytes"])
 
-    def __enter__(self) -> DenseKVReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -364,6 +454,13 @@ class DenseKVReader:
             self.read_chunk(chunk)
 
 
+class DenseKVReader(ChunkReader[DenseKVHeader]):
+    """Reads chunks of a KV file; see ``ChunkReader``."""
+
+    magic = MAGIC
+    header_type = DenseKVHeader
+
+
 def _byte_view(payload: Buffer) -> memoryview:
     view = memoryview(payload)
     if not view.c_contiguous:
@@ -405,58 +502,22 @@ def _plan(sizes: list[int], header_bytes: int) -> list[ChunkEntry]:
     return entries
 
 
-def _fields(header: DenseKVHeader, entries: Sequence[ChunkEntry]) -> dict[str, Any]:
-    chunks = [
-        {"tokens": header.num_tokens(position), "groups": header.chunk_groups[position], **entry._asdict()}
-        for position, entry in enumerate(entries)
-    ]
-    fields = {
-        "format": FORMAT_VERSION,
-        "layout": LAYOUT,
-        "rotation": ROTATION,
-        "codec": header.encoding.codec,
-        "codec_parameters": header.encoding.parameters,
-        "dtype": header.dtype,
-        "fingerprint": header.fingerprint,
-        "video_id": header.video_id,
-        "segment_index": header.segment_index,
-        "layers": header.layers,
-        "kv_heads": header.kv_heads,
-        "head_dim": header.head_dim,
-        "chunks": chunks,
-        "file_bytes": 0,
-    }
+def _fields(header: ChunkHeader, entries: Sequence[ChunkEntry]) -> dict[str, Any]:
+    chunks = [{**header.chunk_fields(position), **entry._asdict()} for position, entry in enumerate(entries)]
+    fields = {**header.to_fields(), "chunks": chunks, "file_bytes": 0}
     if entries:
         fields["file_bytes"] = entries[-1].offset + aligned(entries[-1].length)
     else:
-        fields["file_bytes"] = len(pack_header(MAGIC, {**fields, "file_bytes": 9999}))
+        fields["file_bytes"] = len(pack_header(header.magic, {**fields, "file_bytes": 9999}))
     return fields
 
 
-def _parse(fields: dict[str, Any]) -> tuple[DenseKVHeader, tuple[ChunkEntry, ...]]:
-    known = {"format": READABLE_FORMATS, "layout": (LAYOUT,), "rotation": (ROTATION,), "codec": CODECS}
-    for name, expected in known.items():
-        if fields.get(name) not in expected:
-            raise HeaderError(f"{name} is {fields.get(name)!r}, this reader knows {', '.join(map(repr, expected))}")
-    try:
-        encoding = KVEncoding.from_fields(fields)
-    except (ValueError, TypeError, KeyError) as exc:
-        raise HeaderError(f"codec_parameters do not make sense: {exc}") from exc
-    header = DenseKVHeader(
-        video_id=fields["video_id"],
-        segment_index=fields["segment_index"],
-        fingerprint=fields["fingerprint"],
-        dtype=fields["dtype"],
-        layers=fields["layers"],
-        kv_heads=fields["kv_heads"],
-        head_dim=fields["head_dim"],
-        chunk_groups=tuple(tuple(tuple(group) for group in chunk["groups"]) for chunk in fields["chunks"]),
-        encoding=encoding,
-    )
+def _entries(header: ChunkHeader, fields: dict[str, Any]) -> tuple[ChunkEntry, ...]:
+    """Where the chunks lie; ``HeaderError`` where a length is not the one that the header's own figures make."""
     entries = tuple(ChunkEntry(chunk["offset"], chunk["length"], chunk["digest"]) for chunk in fields["chunks"])
     for position, entry in enumerate(entries):
         if entry.length != header.chunk_bytes(position):
             raise HeaderError(
                 f"chunk {position} has {entry.length} bytes, its tokens make {header.chunk_bytes(position)}"
             )
-    return header, entries
+    return entries

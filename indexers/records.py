@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 DISCOVERED = "discovered"
 QUEUED = "queued"
@@ -43,6 +43,8 @@ KEYS = {
     SPARSE_KV: "row_id",
 }
 BLOB_COLUMN = "kv"
+KV_SUFFIX = ".vxlkv"
+TOKENS_SUFFIX = ".vxltok"
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _VIDEO_ID = re.compile(r"[0-9a-f]{32}")
@@ -107,6 +109,9 @@ SEGMENTS_SCHEMA = pa.schema(
         _required("kv_bytes", pa.int64()),
         _required("sparse_bytes", pa.int64()),
         pa.field("kv_digest", pa.string()),
+        pa.field("tokens_path", pa.string()),
+        _required("tokens_bytes", pa.int64()),
+        pa.field("tokens_digest", pa.string()),
         _required("tier", pa.string()),
         _required("codec", pa.string()),
         _required("dtype", pa.string()),
@@ -225,7 +230,12 @@ def kv_path(video_id: str, segment_index: int, codec: str = "exact") -> str:
     Every codec has a name of its own, so that a segment that is encoded anew is never written over its old file.
     """
     middle = "" if codec == "exact" else f".{codec}"
-    return f"{kv_folder(video_id)}/{segment_index:05d}{middle}.vxlkv"
+    return f"{kv_folder(video_id)}/{segment_index:05d}{middle}{KV_SUFFIX}"
+
+
+def tokens_path(video_id: str, segment_index: int) -> str:
+    """File of one segment's projected tokens, relative to the archive: what ``segments.tokens_path`` holds."""
+    return f"{kv_folder(video_id)}/{segment_index:05d}{TOKENS_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +299,10 @@ class VideoRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRow:
-    """One row of ``segments``: present only when all other rows and the KV file of the segment are."""
+    """One row of ``segments``: present only when all other rows and the files of the segment are.
+
+    ``kv_*`` is its file of dense KV, ``tokens_*`` that of its projected tokens; it may have either, both or none.
+    """
 
     segment_id: str
     video_id: str
@@ -309,6 +322,19 @@ class SegmentRow:
     codec: str
     dtype: str
     fingerprint: str
+    tokens_path: str | None = None
+    tokens_bytes: int = 0
+    tokens_digest: str | None = None
+
+    @property
+    def file_paths(self) -> tuple[str, ...]:
+        """The files that it names, relative to the archive."""
+        return tuple(path for path in (self.kv_path, self.tokens_path) if path is not None)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of those files."""
+        return self.kv_bytes + self.tokens_bytes
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -330,6 +356,11 @@ class SegmentRows:
     @property
     def video_id(self) -> str:
         return str(self.segment["video_id"])
+
+    @property
+    def file_paths(self) -> tuple[str, ...]:
+        """The files that its row names, relative to the archive."""
+        return SegmentRow(**self.segment).file_paths
 
     def check(self, embedding_dim: int) -> None:
         """Raise ``ValueError`` unless schemas, ids, counts and vector norms agree with the segment's row."""

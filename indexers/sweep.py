@@ -14,14 +14,13 @@ from pathlib import Path
 from indexers.container import TEMP_SUFFIX
 from indexers.errors import CorruptStaging
 from indexers.lease import WriterLease
-from indexers.records import DELETING, SegmentRow
+from indexers.records import DELETING, KV_SUFFIX, TOKENS_SUFFIX, SegmentRow
 from indexers.staging import STAGED_SUFFIX, read_staged
 from indexers.store import LanceStore
 
 logger = logging.getLogger(__name__)
 
 KV_FOLDER = "kv"
-KV_SUFFIX = ".vxlkv"
 STAGING_FOLDER = "staging"
 
 
@@ -50,13 +49,13 @@ class SweepReport:
 def find_orphans(folder: str | Path, store: LanceStore) -> list[Orphan]:
     """Files under ``kv/`` and ``staging/`` that nothing refers to; changes nothing.
 
-    A KV file is needed by the committed segment that names it and by a readable staged segment of a known video. Files
-    of other kinds are not ours and are left alone.
+    A file of KV or of tokens is needed by the committed segment that names it and by a readable staged segment of a
+    known video. Files of other kinds are not ours and are left alone.
     """
     folder = Path(folder)
-    committed = {segment.segment_id: segment.kv_path for segment in store.segments_of()}
+    committed = {segment.segment_id: segment.file_paths for segment in store.segments_of()}
     known_videos = {video.video_id for video in store.videos() if video.state != DELETING}
-    needed = {path for path in committed.values() if path is not None}
+    needed = {path for paths in committed.values() for path in paths}
     orphans = []
     for path in _files(folder / STAGING_FOLDER):
         reason = None
@@ -75,7 +74,7 @@ def find_orphans(folder: str | Path, store: LanceStore) -> list[Orphan]:
     for path in _files(folder / KV_FOLDER):
         if path.name.endswith(TEMP_SUFFIX):
             orphans.append(_orphan(folder, path, "unfinished file"))
-        elif path.name.endswith(KV_SUFFIX) and path.relative_to(folder).as_posix() not in needed:
+        elif path.name.endswith((KV_SUFFIX, TOKENS_SUFFIX)) and path.relative_to(folder).as_posix() not in needed:
             orphans.append(_orphan(folder, path, "no segment refers to it"))
     return orphans
 
@@ -103,24 +102,23 @@ def sweep(folder: str | Path, store: LanceStore, lease: WriterLease) -> SweepRep
 
 
 def missing_kv(store: LanceStore) -> list[SegmentRow]:
-    """Committed segments whose KV file is not there: they can only be answered by recomputing."""
+    """Committed segments of whose files one is not there: what it held can only be made from what else there is."""
     return [
         segment
         for segment in store.segments_of()
-        if segment.kv_path is not None and not (store.folder / segment.kv_path).is_file()
+        if not all((store.folder / path).is_file() for path in segment.file_paths)
     ]
 
 
 def _note_needed_by(path: Path, folder: Path, needed: set[str]) -> str | None:
-    """Why a staged segment is of no use; ``None``, and its KV file noted as needed, when it is."""
+    """Why a staged segment is of no use; ``None``, and its files noted as needed, when it is."""
     try:
-        kv_path = read_staged(path).segment["kv_path"]
+        paths = read_staged(path).file_paths
     except CorruptStaging:
         return "it cannot be read"
-    if kv_path is not None:
-        if not (folder / kv_path).is_file():
-            return "its KV file is not there"
-        needed.add(kv_path)
+    if not all((folder / named).is_file() for named in paths):
+        return "its KV file is not there"
+    needed.update(paths)
     return None
 
 

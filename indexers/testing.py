@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from indexers.kv_file import DenseKVHeader, write_dense_kv
+from indexers.kv_file import DenseKVHeader, WrittenKV, write_dense_kv
 from indexers.records import (
     CHUNKS_SCHEMA,
     INDEXED,
@@ -25,9 +25,11 @@ from indexers.records import (
     make_segment_id,
     make_video_id,
     to_table,
+    tokens_path,
 )
 from indexers.sparse import sparse_rows
 from indexers.store import LanceStore
+from indexers.token_file import TokensHeader, write_tokens
 
 EMBEDDING_DIM = 8
 GROUP_S = 4.0
@@ -74,6 +76,8 @@ class SegmentShape:
     kv_heads: int = 1
     head_dim: int = 4
     sparse_row_bytes: int = 512
+    width: int = 0
+    """Values of a projected token; 0 keeps no tokens."""
 
 
 def make_video(name: str = "a", **changes: Any) -> VideoRow:
@@ -106,15 +110,15 @@ def make_segment(
     archive: Path | None = None,
     embedding_dim: int = EMBEDDING_DIM,
 ) -> SegmentRows:
-    """Rows of one segment, a pure function of the arguments. With ``archive`` its KV file is written there as well."""
+    """Rows of one segment, a pure function of the arguments. With ``archive`` its files are written there as well."""
     shape = shape or SegmentShape()
     rng = np.random.default_rng([int(video.video_id[:8], 16), segment_index])
     segment_id = make_segment_id(video.video_id, segment_index)
     chunk_s = shape.groups_per_chunk * GROUP_S
     segment_s = shape.num_chunks * chunk_s
     group_tokens = [2 + shape.visual_tokens] * shape.groups_per_chunk
-    tokens = sum(group_tokens)
-    kv_shape = (shape.layers, 2, shape.kv_heads, tokens, shape.head_dim)
+    chunk_tokens = sum(group_tokens)
+    kv_shape = (shape.layers, 2, shape.kv_heads, chunk_tokens, shape.head_dim)
     fingerprint = video.fingerprint or "f" * 32
     header = DenseKVHeader(
         video_id=video.video_id,
@@ -129,6 +133,8 @@ def make_segment(
     payloads = [rng.standard_normal(kv_shape).astype(np.float16) for _ in range(shape.num_chunks)]
     relative = kv_path(video.video_id, segment_index)
     written = write_dense_kv(archive / relative, header, [p.data for p in payloads]) if archive is not None else None
+
+    tokens = _write_tokens(archive, video, segment_index, shape) if archive is not None and shape.width else None
 
     chunks: list[Mapping[str, Any]] = []
     embeddings: list[Mapping[str, Any]] = []
@@ -147,7 +153,7 @@ def make_segment(
                 "uri": video.uri,
                 **_times(video, start_s, start_s + chunk_s),
                 "num_groups": shape.groups_per_chunk,
-                "num_tokens": tokens,
+                "num_tokens": chunk_tokens,
                 "group_time_tokens": [2] * shape.groups_per_chunk,
                 "motion": float(rng.random()),
                 "novelty": None,
@@ -194,12 +200,15 @@ def make_segment(
         "num_chunks": shape.num_chunks,
         "num_groups": shape.num_chunks * shape.groups_per_chunk,
         "num_frames": shape.num_chunks * shape.groups_per_chunk * 4,
-        "num_tokens": shape.num_chunks * tokens,
+        "num_tokens": shape.num_chunks * chunk_tokens,
         "state": INDEXED,
         "kv_path": relative,
         "kv_bytes": written.num_bytes if written else 0,
         "sparse_bytes": sum(len(row["kv"]) for row in sparse),
         "kv_digest": written.digest if written else None,
+        "tokens_path": tokens_path(video.video_id, segment_index) if tokens else None,
+        "tokens_bytes": tokens.num_bytes if tokens else 0,
+        "tokens_digest": tokens.digest if tokens else None,
         "tier": "dense",
         "codec": "exact",
         "dtype": "float16",
@@ -211,6 +220,26 @@ def make_segment(
         to_table(embeddings, embeddings_schema(embedding_dim)),
         to_table(sparse, SPARSE_SCHEMA),
     )
+
+
+def _write_tokens(archive: Path, video: VideoRow, segment_index: int, shape: SegmentShape) -> WrittenKV:
+    rng = np.random.default_rng([int(video.video_id[:8], 16), segment_index, 1])
+    chunk_s = shape.groups_per_chunk * GROUP_S
+    first_s = segment_index * shape.num_chunks * chunk_s
+    header = TokensHeader(
+        video_id=video.video_id,
+        segment_index=segment_index,
+        fingerprint=video.fingerprint or "f" * 32,
+        dtype="float16",
+        tokens_per_group=shape.visual_tokens,
+        width=shape.width,
+        chunk_times_s=tuple(
+            tuple(first_s + chunk * chunk_s + group * GROUP_S for group in range(shape.groups_per_chunk))
+            for chunk in range(shape.num_chunks)
+        ),
+    )
+    payloads = [rng.standard_normal(header.chunk_shape(n)).astype(np.float16).data for n in range(shape.num_chunks)]
+    return write_tokens(archive / tokens_path(video.video_id, segment_index), header, payloads)
 
 
 def add_video(store: LanceStore, video: VideoRow, num_segments: int = 1, **segment: Any) -> None:

@@ -58,7 +58,7 @@ def run_status(archive: Archive, out: Output) -> int:
         f"fingerprint {status['fingerprint'][:12]}",
         f"{states}; {status['superseded']} superseded",
         f"{status['videos']} videos can be asked: {status['hours']:.2f} hours of {len(status['cameras'])} cameras",
-        f"{status['kv_bytes'] / 1e6:.1f} MB dense KV, {status['sparse_bytes'] / 1e6:.1f} MB sparse KV, "
+        f"{status['kv_bytes'] / 1e6:.1f} MB dense KV and tokens, {status['sparse_bytes'] / 1e6:.1f} MB sparse KV, "
         f"{status['source_bytes'] / 1e6:.1f} MB of source video",
         f"writer: {status['writer'] or 'none'}",
         *(f"note: {notice}" for notice in status["notices"]),

@@ -345,7 +345,7 @@ def kv_evict(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> int:
-    """Demote the coldest dense KV (int8, int4, then sparse only) until it fits under the byte cap."""
+    """Demote the coldest dense KV (int8, int4, tokens, then sparse only) until it fits under the byte cap."""
     from jobs.retention import run_evict
 
     with claimed_stdout(as_json) as out:

@@ -116,7 +116,8 @@ def print_report(report: IngestReport, out: Output) -> None:
         out.text(
             f"indexed {report.indexed} videos, {report.video_s:.0f} s of footage in {report.wall_s:.1f} s "
             f"({rate:.1f}x real time); {report.skipped} needed no work",
-            f"stored {report.kv_bytes / 1e6:.1f} MB of dense KV, {report.sparse_bytes / 1e6:.1f} MB of sparse KV",
+            f"stored {report.kv_bytes / 1e6:.1f} MB of dense KV and tokens, "
+            f"{report.sparse_bytes / 1e6:.1f} MB of sparse KV",
         )
     bad = [video for video in report.videos if video.error_type is not None]
     if bad:

@@ -82,27 +82,36 @@ def run_stats(archive: Archive, out: Output, price_per_gb_month: float | None) -
         return 0
     rows = [*stats["cameras"], {"camera": "all cameras", **total}]
     out.table(
-        ["camera", "hours", "dense", "sparse", "index (share)", "stored", "stored/hour", "source video", "cost/month"],
+        [
+            *("camera", "hours", "dense", "tokens", "sparse", "index (share)", "stored", "stored/hour"),
+            *("source video", "cost/month"),
+        ],
         [
             [
                 "(no camera)" if row["camera"] is None else row["camera"],
                 f"{row['hours']:.2f}",
-                *(_size(row[name]) for name in ("dense_bytes", "sparse_bytes", "index_bytes", "stored_bytes")),
+                *(
+                    _size(row[name])
+                    for name in ("dense_bytes", "tokens_bytes", "sparse_bytes", "index_bytes", "stored_bytes")
+                ),
                 _size(row["per_hour"]["stored_bytes"]),
                 _size(row["source_bytes"]),
                 _money(row["cost_per_month"]),
             ]
             for row in rows
         ],
-        right=tuple(range(1, 9)),
+        right=tuple(range(1, 10)),
     )
     out.table(
-        ["tier", "codec", "segments", "dense KV", "dense KV/hour"],
+        ["tier", "codec", "segments", "files", "of which tokens", "files/hour"],
         [
-            [tier["tier"], tier["codec"], str(tier["segments"]), _size(tier["bytes"]), _size(tier["per_hour"])]
+            [
+                *(tier["tier"], tier["codec"], str(tier["segments"])),
+                *(_size(tier[name]) for name in ("bytes", "tokens_bytes", "per_hour")),
+            ]
             for tier in total["tiers"]
         ],
-        right=(2, 3, 4),
+        right=(2, 3, 4, 5),
     )
     tables = ", ".join(f"{name} {_size(size)}" for name, size in stats["tables"].items())
     out.text(
@@ -112,7 +121,9 @@ def run_stats(archive: Archive, out: Output, price_per_gb_month: float | None) -
     )
     cap, never, retention = stats["cap"], stats["never_dense"], stats["retention"]
     if cap["max_kv_bytes"] is not None:
-        out.text(f"dense KV files take {_size(cap['kv_file_bytes'])} of the cap's {_size(cap['max_kv_bytes'])}")
+        out.text(
+            f"files of dense KV and tokens take {_size(cap['kv_file_bytes'])} of the cap's {_size(cap['max_kv_bytes'])}"
+        )
     if never["chunks"]:
         out.text(
             f"{never['chunks']} chunks were never given dense KV (static, or no room): "
@@ -123,6 +134,8 @@ def run_stats(archive: Archive, out: Output, price_per_gb_month: float | None) -
             f"vxl retention would free {_size(retention['frees_bytes'])}: {retention['segments']} segments keep less, "
             f"{retention['videos']} videos expire; {retention['unknown_age']} videos have no age"
         )
+        if retention["without_tokens"]:
+            out.text(without_tokens(retention["without_tokens"]))
     for way, planned in stats["planner"].items():
         if planned["asks"]:
             out.text(
@@ -138,6 +151,14 @@ def run_stats(archive: Archive, out: Output, price_per_gb_month: float | None) -
             f"{_money(stats['source_cost_per_month'])} for the source videos at the same price"
         )
     return 0
+
+
+def without_tokens(segments: int) -> str:
+    """What becomes of segments whose rule keeps tokens that were never kept."""
+    return (
+        f"{segments} segments should keep their tokens and have none (indexed before storage.keep_tokens or the rule): "
+        "they keep int4"
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobs.kv import without_tokens
 from jobs.output import Output
 
 if TYPE_CHECKING:
@@ -25,13 +26,15 @@ def run_retention(archive: Archive, out: Output, *, dry_run: bool, wait_s: float
         f"{len(report['demoted'])} segments keep less, {len(report['expired'])} videos expire; {would} "
         f"{report['freed_bytes'] / 1e6:.2f} MB of KV",
     )
+    if report["without_tokens"]:
+        out.text(without_tokens(report["without_tokens"]))
     if report["unknown_age"]:
         out.text(f"{report['unknown_age']} videos have no start time, so no age: they are kept")
     return 0
 
 
 def run_evict(archive: Archive, out: Output, *, max_bytes: int | None, dry_run: bool, wait_s: float) -> int:
-    """Bring dense KV under the cap; 1 where pinned segments alone take more."""
+    """Bring dense KV and tokens under the cap; 1 where pinned segments alone take more."""
     report = archive.kv.evict(max_bytes=max_bytes, dry_run=dry_run, wait_s=wait_s)
     code = 0 if report["fits"] else EXIT_DOES_NOT_FIT
     if out.as_json:
@@ -39,7 +42,7 @@ def run_evict(archive: Archive, out: Output, *, max_bytes: int | None, dry_run: 
         return code
     _print_steps(report["demoted"], out)
     out.text(
-        f"dense KV: {report['bytes_before'] / 1e6:.2f} MB before, {report['bytes_after'] / 1e6:.2f} MB "
+        f"dense KV and tokens: {report['bytes_before'] / 1e6:.2f} MB before, {report['bytes_after'] / 1e6:.2f} MB "
         f"{'afterwards (estimated; nothing was changed)' if dry_run else 'now'}; the cap is "
         f"{report['max_bytes'] / 1e6:.2f} MB"
     )

@@ -330,7 +330,7 @@ class ArchiveKV:
 
     @translated
     def evict(self, *, max_bytes: int | None = None, dry_run: bool = False, wait_s: float = 0.0) -> dict[str, Any]:
-        """Demote the coldest dense KV until its files take at most ``max_bytes`` (the setting's cap by default).
+        """Demote the coldest dense KV and tokens until files take at most ``max_bytes`` (the setting's cap by default).
 
         The result has ``bytes_before``, ``bytes_after``, ``fits`` and ``demoted``; pinned segments are left alone.
         ``dry_run`` estimates. Raises ``UsageError`` without a cap, ``ArchiveBusy`` while another process writes.

@@ -97,7 +97,7 @@ def ask(
                 text = longer
     ended = time.perf_counter()
     first_token_at = first_token_at or ended
-    way.record(loaded.load_s + loaded.wait_s, loaded.recompute_s)
+    way.record(loaded.load_s + loaded.wait_s, loaded.recompute_s, loaded.tokens_s)
     return Answer(
         question=question,
         answer=model.tokenizer.decode(token_ids).strip(),
@@ -106,7 +106,7 @@ def ask(
         timings=Timings(
             retrieve_s=retrieve_s,
             load_s=loaded.load_s + loaded.wait_s,
-            recompute_s=loaded.recompute_s,
+            recompute_s=loaded.recompute_s + loaded.tokens_s,
             prefill_s=first_token_at - mark - loaded.wait_s,
             first_token_s=first_token_at - started,
             decode_s=ended - first_token_at,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,10 +75,17 @@ class RetentionRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     after_days: float = Field(ge=0, description="age of the footage in days, by its wall clock")
-    keep: Literal["int8", "int4", "none", "nothing"] = Field(
-        description="dense KV as int8 or int4; none: sparse KV only; nothing: the video is expired, all of it removed"
+    keep: Literal["int8", "int4", "tokens", "none", "nothing"] = Field(
+        description="dense KV as int8 or int4; tokens: projected tokens, from which a question makes dense KV again "
+        "without the video; none: sparse KV only; nothing: the video is expired, all of it removed"
     )
     camera: str | None = Field(None, description="for this camera only, instead of the rules for all cameras")
+
+
+def rules_for(camera: str | None, rules: Sequence[RetentionRule]) -> list[RetentionRule]:
+    """The rules that a camera's footage goes by: its own where it has any, else those for all cameras."""
+    own = [rule for rule in rules if camera is not None and rule.camera == camera]
+    return own or [rule for rule in rules if rule.camera is None]
 
 
 class StorageSettings(BaseModel):
@@ -87,7 +94,15 @@ class StorageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_kv_bytes: int | None = Field(
-        None, ge=0, description="most bytes of dense KV files; the coldest segments are demoted before more is written"
+        None,
+        ge=0,
+        description="most bytes of files of dense KV and tokens; the coldest segments are demoted before more is "
+        "written",
+    )
+    keep_tokens: bool = Field(
+        False,
+        description="keep the projected tokens of newly indexed segments beside their dense KV, so that demotion can "
+        "fall back to them; cameras with a retention rule that keeps tokens keep them in any case",
     )
     pins: tuple[str, ...] = Field((), description="cameras and video addresses whose dense KV is never demoted")
     static_motion: float | None = Field(
@@ -96,6 +111,15 @@ class StorageSettings(BaseModel):
     retention: tuple[RetentionRule, ...] = Field(
         (), description="rules by age and camera for vxl retention, each a [[storage.retention]] table"
     )
+
+    def keeps_tokens(self, camera: str | None) -> bool:
+        """Whether segments of a camera that are indexed now keep their projected tokens."""
+        return self.keep_tokens or any(rule.keep == "tokens" for rule in rules_for(camera, self.retention))
+
+    @property
+    def may_keep_tokens(self) -> bool:
+        """Whether segments of any camera do."""
+        return self.keep_tokens or any(rule.keep == "tokens" for rule in self.retention)
 
 
 class QuerySettings(BaseModel):

@@ -13,18 +13,21 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 COST_LOG = "costs.jsonl"
 LARGEST_BYTES = 256 << 10
 _KEPT_LINES = 256
 
-CostPath = Literal["reload", "recompute", "ingest"]
+CostPath = Literal["reload", "tokens", "recompute", "ingest", "prefill"]
+"""How KV was come by: read, made from stored tokens, made from the video; and what ingestion took, in all and for the
+pass of the language model in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """One measurement. ``bytes`` is what a reload reads, ``frames`` and ``segments`` what a recomputation prefills.
+    """One measurement. ``bytes`` is what a reload reads, ``frames`` and ``segments`` what a recomputation prefills,
+    ``tokens`` what the language model is given of stored tokens and the texts between them.
 
     ``is_first``: it was its process's first ask, which opens and imports on the way.
     """
@@ -36,14 +39,17 @@ class Cost:
     frames: int
     segments: int
     actual_s: float
+    tokens: int = 0
     is_first: bool = False
     predicted_reload_s: float | None = None
+    predicted_tokens_s: float | None = None
     predicted_recompute_s: float | None = None
 
     @property
     def predicted_s(self) -> float | None:
         """What was predicted for the way that was taken."""
-        return self.predicted_reload_s if self.path == "reload" else self.predicted_recompute_s
+        predicted = {"reload": self.predicted_reload_s, "tokens": self.predicted_tokens_s}
+        return predicted.get(self.path, self.predicted_recompute_s)
 
     @property
     def error(self) -> float | None:
@@ -93,7 +99,8 @@ def _parsed(lines: Iterable[str]) -> Iterable[Cost]:
                 cost.actual_s > 0
                 and cost.bytes >= 0
                 and cost.frames >= 0
-                and cost.path in ("reload", "recompute", "ingest")
+                and cost.tokens >= 0
+                and cost.path in get_args(CostPath)
             ):
                 yield cost
         except (ValueError, TypeError):

@@ -119,23 +119,28 @@ def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
     from indexers.errors import CorruptKV, MissingKV
     from indexers.kv_file import DenseKVReader
     from indexers.sweep import find_orphans
+    from indexers.token_file import TokensReader
     from pipeline.reader import ArchiveReader
 
     store = ArchiveReader(folder, settings).store
     missing, wrong = [], []
     for segment in store.segments_of():
-        if segment.kv_path is None:
-            continue
-        try:
-            DenseKVReader(folder / segment.kv_path, segment.kv_digest).close()
-        except MissingKV:
-            missing.append(segment.kv_path)
-        except CorruptKV:
-            wrong.append(segment.kv_path)
+        for path, digest, reader in (
+            (segment.kv_path, segment.kv_digest, DenseKVReader),
+            (segment.tokens_path, segment.tokens_digest, TokensReader),
+        ):
+            if path is None:
+                continue
+            try:
+                reader(folder / path, digest).close()
+            except MissingKV:
+                missing.append(path)
+            except CorruptKV:
+                wrong.append(path)
     if missing or wrong:
         shown = (missing + wrong)[0]
         return PROBLEM, (
-            f"{len(missing)} segments have lost their KV file, {len(wrong)} have one that is not the committed one, "
+            f"{len(missing)} segments' files are lost, {len(wrong)} are not the committed ones, "
             f"for example {shown}; vxl ask recomputes missing ones from the video, or delete and ingest the video again"
         )
     if orphans := find_orphans(folder, store):

@@ -135,6 +135,7 @@ class Ingestion:
         self._failed: set[str] = set()
         self._quarantined: set[str] = set()
         self._kept = KeptKV(manifest.recipe, settings.storage)
+        self._prefill_s = 0.0
 
     def run(self, listed: list[Listed], wait_s: float) -> IngestReport:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
@@ -170,9 +171,8 @@ class Ingestion:
         row = self._rows.get(rows.video_id)
         is_open = row is not None and row.state in (DISCOVERED, QUEUED, RUNNING)
         is_ours = rows.segment["fingerprint"] == self._manifest.recipe.fingerprint
-        kv_path = rows.segment["kv_path"]
-        has_kv = kv_path is None or (self._archive / kv_path).is_file()
-        return is_open and is_ours and has_kv
+        has_files = all((self._archive / path).is_file() for path in rows.file_paths)
+        return is_open and is_ours and has_files
 
     def _plan(self, listed: list[Listed]) -> list[VideoTask]:
         todo = []
@@ -230,14 +230,19 @@ class Ingestion:
         if cap is None:
             return
         workers = self._settings.runner.workers if self._settings.runner.kind == "ray" else 1
-        keeper = TierKeeper(self._archive, self._store, self._settings.storage.pins)
-        steps = keeper.make_room(cap, room_wanted(self._manifest.recipe, self._store, cap, workers))
+        storage = self._settings.storage
+        keeper = TierKeeper(self._archive, self._store, storage.pins)
+        wanted = room_wanted(self._manifest.recipe, self._store, cap, workers, tokens=storage.may_keep_tokens)
+        steps = keeper.make_room(cap, wanted)
         if steps:
             self._kept.demoted += len(steps)
             self._rows.update((row.video_id, row) for row in self._store.videos())
 
     def _note_rate(self, seconds: float) -> None:
-        """What indexing here took is what recomputing will take, until an ask has measured that itself."""
+        """What indexing here took is what recomputing will take, until an ask has measured that itself.
+
+        What the language model took of it is what making KV from tokens will take.
+        """
         if self._settings.runner.kind != "local" or not self._kept.frames:
             return
         from videoxl2.model import choose_device
@@ -252,6 +257,11 @@ class Ingestion:
             actual_s=seconds,
         )
         append_cost(self._archive, cost)
+        if self._prefill_s > 0:
+            append_cost(
+                self._archive,
+                replace(cost, path="prefill", frames=0, tokens=self._kept.tokens, actual_s=self._prefill_s),
+            )
 
     def _commit(self, event: WorkerEvent, runner: Runner) -> None:
         task = self._tasks[event.video_id]
@@ -266,6 +276,7 @@ class Ingestion:
                 self._store.insert_segment(rows)
                 remove_staged(path)
                 self._kept.note(rows)
+                self._prefill_s += event.prefill_s
                 self._make_room()
                 self._observe("segment", {"uri": task.uri, "segment": event.segment_index, "until_s": event.until_s})
             case VideoDone():
@@ -343,7 +354,7 @@ class Ingestion:
             num_segments=len(segments),
             num_chunks=sum(segment.num_chunks for segment in segments),
             num_frames=sum(segment.num_frames for segment in segments),
-            kv_bytes=sum(segment.kv_bytes for segment in segments),
+            kv_bytes=sum(segment.file_bytes for segment in segments),
             sparse_bytes=sum(segment.sparse_bytes for segment in segments),
         )
 

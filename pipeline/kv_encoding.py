@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NO_DENSE = "none"
 """Tier and codec in the row of a segment that keeps no dense KV."""
+TOKENS = "tokens"
+"""Tier in the row of a segment that keeps no dense KV, but the projected tokens to make it of."""
 
 
 def encoding_of(codec: str) -> KVEncoding:

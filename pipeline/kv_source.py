@@ -1,6 +1,7 @@
 """Where a question's KV comes from: the store, or prefilled again from the video.
 
 Both ways end in the same bytes where KV is stored exactly: recomputing runs the stages of ingestion on the segment.
+Stored may mean as projected tokens: then the last of those stages, the language model's, is run on them.
 A stored chunk is used only if its file is the one that the segment's row names, carries this archive's fingerprint, and
 its checksum holds.
 """
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from indexers.errors import CorruptKV, MissingKV
 from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRow, VideoRow
+from indexers.token_file import TokensReader
 from pipeline.errors import ArchiveError, EvidenceUnavailable, ModelMismatch, StorageError
+from pipeline.kept_tokens import kv_from_tokens, wait_for
 from pipeline.kv_encoding import codec_settings
 from pipeline.kv_reload import PendingChunk, Reload
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from indexers.sparse import SparseParts
     from pipeline.reader import ArchiveReader
+    from pipeline.segment import SegmentEncoder
     from videoxl2.kv import ChunkKV, KVLevel, PendingKV
 
 logger = logging.getLogger(__name__)
@@ -42,11 +46,13 @@ class LoadedKV:
     """Chunks by id, at the level that was asked for, with what it cost to get them. A context manager.
 
     Dense chunks of an opened one are on their way: they can be placed once, before this is closed. ``load_s`` is
-    the time to open files and to read sparse KV; ``wait_s`` that which assembly spent waiting for dense KV.
+    the time to open files and to read sparse KV; ``wait_s`` that which assembly spent waiting for dense KV;
+    ``tokens_s`` that of making dense KV from stored tokens, and ``recompute_s`` from videos.
     """
 
     chunks: dict[str, ChunkKV | PendingKV] = field(default_factory=dict)
     load_s: float = 0.0
+    tokens_s: float = 0.0
     recompute_s: float = 0.0
     bytes_read: int = 0
     reload: Reload | None = None
@@ -123,9 +129,17 @@ class KVSource:
         sparse = [row for row, level in items if level is KVLevel.SPARSE]
         found: dict[str, ChunkKV | PendingKV] = {}
         num_bytes = 0
-        if dense:
+        tokens_s = 0.0
+        file = self._open_file(dense[0]) if dense else None
+        if isinstance(file, TokensReader):
+            mark = time.perf_counter()
+            with file:
+                chunks, num_bytes = self._from_tokens(file, dense)
+            found.update(chunks)
+            tokens_s = time.perf_counter() - mark
+        elif file is not None:
             assert loaded.reload is not None
-            file = loaded.reload.add(self._open_file(dense[0]))
+            loaded.reload.add(file)
             file.announce(row["chunk_index"] for row in dense)
             for row in dense:
                 pending = loaded.reload.chunk(file, row["chunk_index"])
@@ -141,24 +155,47 @@ class KVSource:
                 found[row["chunk_id"]] = stored_sparse_chunk(stored, row, recipe.compression)
         loaded.chunks.update(found)
         loaded.bytes_read += num_bytes
-        loaded.load_s += time.perf_counter() - started
+        loaded.tokens_s += tokens_s
+        loaded.load_s += time.perf_counter() - started - tokens_s
 
-    def _open_file(self, row: dict[str, Any]) -> DenseKVReader:
-        """The segment's file. A writer may encode it anew between row and file: then the row is read again."""
+    def _from_tokens(
+        self, file: TokensReader, rows: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, ChunkKV | PendingKV], int]:
+        """Dense KV of chunks of a segment that keeps tokens, by id, and the bytes read for it."""
+        last = max(row["chunk_index"] for row in rows)
+        chunks, num_bytes = kv_from_tokens(self._reader.model, self._reader.manifest.recipe, file, last + 1)
+        for row in rows:
+            if chunks[row["chunk_index"]].num_tokens != row["num_tokens"]:
+                raise StorageError(f"tokens in {file.path} make another chunk than {row['chunk_id']}")
+        wait_for(chunks[-1].kv_LSKMDh)
+        return {row["chunk_id"]: chunks[row["chunk_index"]] for row in rows}, num_bytes
+
+    def _open_file(self, row: dict[str, Any]) -> DenseKVReader | TokensReader:
+        """The segment's dense KV, or its tokens where it keeps no more or its dense KV is lost.
+
+        A writer may demote the segment between row and file: then the row is read again.
+        """
         recipe = self._reader.manifest.recipe
         segment = self._segment(row)
         for attempt in range(_OPEN_ATTEMPTS):
-            if segment.kv_path is None:
-                break
             try:
-                return open_dense(self._reader.folder / segment.kv_path, recipe.fingerprint, segment)
-            except CorruptKV:
+                if segment.kv_path is not None:
+                    return open_dense(self._reader.folder / segment.kv_path, recipe.fingerprint, segment)
+                if segment.tokens_path is not None:
+                    return open_tokens(self._reader.folder / segment.tokens_path, recipe.fingerprint, segment)
+                break
+            except CorruptKV as exc:
                 newer = self._segment(row)
-                if (newer.kv_path, newer.kv_digest) == (segment.kv_path, segment.kv_digest):
-                    raise
+                is_lost = isinstance(exc, MissingKV) and segment.kv_path is not None
                 if attempt == _OPEN_ATTEMPTS - 1:
                     raise
-                segment = newer
+                if (newer.file_paths, newer.kv_digest) != (segment.file_paths, segment.kv_digest):
+                    segment = newer
+                elif is_lost and segment.tokens_path is not None:
+                    logger.warning("dense KV of segment %s is not there; using its tokens", segment.segment_id)
+                    return open_tokens(self._reader.folder / segment.tokens_path, recipe.fingerprint, segment)
+                else:
+                    raise
         raise MissingKV(f"segment {segment.segment_id}")
 
     def _segment(self, row: dict[str, Any]) -> SegmentRow:
@@ -195,29 +232,44 @@ def open_dense(path: Path, fingerprint: str, segment: SegmentRow) -> DenseKVRead
     return file
 
 
-def check_owner(file: DenseKVReader, fingerprint: str, segment: SegmentRow) -> None:
+def open_tokens(path: Path, fingerprint: str, segment: SegmentRow) -> TokensReader:
+    """A segment's file of tokens, checked as ``open_dense`` checks; the caller closes it."""
+    file = TokensReader(path, segment.tokens_digest)
+    try:
+        check_owner(file, fingerprint, segment)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_owner(file: DenseKVReader | TokensReader, fingerprint: str, segment: SegmentRow) -> None:
     """A file in the right place with the wrong content must not serve: not another video's, not another model's.
 
     Raises ``ModelMismatch`` or ``StorageError``, naming the field.
     """
     header = file.header
+    kind = "KV file" if isinstance(file, DenseKVReader) else "file of tokens"
     if header.fingerprint != fingerprint:
         raise ModelMismatch(
-            f"KV file {file.path} has fingerprint {header.fingerprint[:12]}, the archive {fingerprint[:12]}"
+            f"{kind} {file.path} has fingerprint {header.fingerprint[:12]}, the archive {fingerprint[:12]}"
         )
     for name, found, expected in (
         ("video_id", header.video_id, segment.video_id),
         ("segment_index", header.segment_index, segment.segment_index),
     ):
         if found != expected:
-            raise StorageError(f"KV file {file.path} belongs to another segment: {name} {found}, not {expected}")
+            raise StorageError(f"{kind} {file.path} belongs to another segment: {name} {found}, not {expected}")
+    if isinstance(file, DenseKVReader) and file.header.encoding.codec != segment.codec:
+        raise StorageError(
+            f"KV file {file.path} has codec {file.header.encoding.codec}, the segment's row {segment.codec}"
+        )
     for name, found, expected in (
-        ("codec", header.encoding.codec, segment.codec),
         ("dtype", header.dtype, segment.dtype),
         ("number of chunks", header.num_chunks, segment.num_chunks),
     ):
         if found != expected:
-            raise StorageError(f"KV file {file.path} has {name} {found}, the segment's row {expected}")
+            raise StorageError(f"{kind} {file.path} has {name} {found}, the segment's row {expected}")
 
 
 def read_dense_chunk(file: DenseKVReader, index: int) -> ChunkKV:
@@ -242,7 +294,12 @@ def stored_sparse_chunk(stored: SparseParts, row: dict[str, Any], compression: i
 
 
 def prefill_segment(reader: ArchiveReader, video_id: str, segment_index: int) -> tuple[ChunkKV, ...]:
-    """Dense chunks of one segment from its video, by the stages of ingestion.
+    """Dense chunks of one segment from its video, by the stages of ingestion. Raises what ``encode_segment`` raises."""
+    return encode_segment(reader, video_id, segment_index).prefill()
+
+
+def encode_segment(reader: ArchiveReader, video_id: str, segment_index: int) -> SegmentEncoder:
+    """The visual tokens of one segment from its video, by the stages of ingestion, ready to be prefilled.
 
     Raises ``EvidenceUnavailable`` when the video cannot be read any more.
     """
@@ -256,7 +313,7 @@ def prefill_segment(reader: ArchiveReader, video_id: str, segment_index: int) ->
         encoder.add_visual(batch)
     if encoder.num_frames == 0:
         raise EvidenceUnavailable(f"{video.uri!r} gives no frame for segment {segment_index} any more")
-    return encoder.prefill()
+    return encoder
 
 
 def _segment_batches(reader: ArchiveReader, video: VideoRow, segment_index: int) -> Iterator[Any]:

@@ -47,7 +47,8 @@ def kv_stats(reader: ArchiveReader, price_per_gb_month: float | None = None) -> 
         hours = sum(row.duration_s or 0.0 for row in videos) / 3600
         share = sum(segment.num_groups for segment in of) / num_groups if num_groups else 0.0
         parts = {
-            "dense_bytes": sum(_dense_bytes(segment, kv_files) for segment in of),
+            "dense_bytes": sum(_bytes_of(segment.kv_path, kv_files) for segment in of),
+            "tokens_bytes": sum(_bytes_of(segment.tokens_path, kv_files) for segment in of),
             "sparse_bytes": sum(segment.sparse_bytes for segment in of),
             "index_bytes": round(index_bytes * share),
         }
@@ -87,9 +88,7 @@ def kv_stats(reader: ArchiveReader, price_per_gb_month: float | None = None) -> 
         "tables": tables,
         "on_disk_bytes": on_disk,
         "other_bytes": on_disk - total["stored_bytes"],
-        "missing_kv_files": sum(
-            segment.kv_path is not None and segment.kv_path not in kv_files for segment in segments
-        ),
+        "missing_kv_files": sum(any(path not in kv_files for path in segment.file_paths) for segment in segments),
         "cap": {"max_kv_bytes": reader.settings.storage.max_kv_bytes, "kv_file_bytes": kv_file_bytes(reader.folder)},
         "never_dense": _never_dense(reader, shown),
         "retention": _retention(reader),
@@ -119,25 +118,36 @@ def _retention(reader: ArchiveReader) -> dict[str, Any]:
         "videos": len(plan.expired),
         "frees_bytes": plan.freed,
         "unknown_age": plan.unknown_age,
+        "without_tokens": plan.without_tokens,
     }
 
 
 def _tiers(segments: list[SegmentRow], kv_files: dict[str, int], hours: float) -> list[dict[str, Any]]:
-    """Dense KV by (tier, codec); per hour of footage of the whole camera or archive."""
+    """Files of dense KV and tokens by (tier, codec); per hour of footage of the whole camera or archive.
+
+    ``bytes`` is all of it, ``tokens_bytes`` what of it are tokens.
+    """
     found: dict[tuple[str, str], list[SegmentRow]] = defaultdict(list)
     for segment in segments:
         found[segment.tier, segment.codec].append(segment)
     rows = []
     for (tier, codec), of in sorted(found.items()):
-        size = sum(_dense_bytes(segment, kv_files) for segment in of)
+        size = sum(_bytes_of(path, kv_files) for segment in of for path in segment.file_paths)
         rows.append(
-            {"tier": tier, "codec": codec, "segments": len(of), "bytes": size, "per_hour": _per_hour(size, hours)}
+            {
+                "tier": tier,
+                "codec": codec,
+                "segments": len(of),
+                "bytes": size,
+                "tokens_bytes": sum(_bytes_of(segment.tokens_path, kv_files) for segment in of),
+                "per_hour": _per_hour(size, hours),
+            }
         )
     return rows
 
 
-def _dense_bytes(segment: SegmentRow, kv_files: dict[str, int]) -> int:
-    return 0 if segment.kv_path is None else kv_files.get(segment.kv_path, 0)
+def _bytes_of(path: str | None, files: dict[str, int]) -> int:
+    return 0 if path is None else files.get(path, 0)
 
 
 def _sizes(archive: Path, folder: str) -> dict[str, int]:

@@ -1,5 +1,8 @@
 """Is stored KV what the model makes of the video? Segments are prefilled again and compared; a certificate records it.
 
+Of a segment that keeps projected tokens these are compared as well; one that keeps nothing else is held to the KV that
+a question would make of them.
+
 Checksums prove that bytes are those that were written. This proves that they were the right ones: a chunk rotated,
 swapped or taken from elsewhere fails even when it is signed correctly. KV under a lossy codec is allowed what the codec
 states, value by value, and no more. Tables are only read.
@@ -20,17 +23,19 @@ import xxhash
 
 from indexers.container import DurableFile
 from indexers.errors import StoreError
-from indexers.kv_file import EXACT
 from indexers.records import SegmentRow, rows_of
 from indexers.sweep import KV_FOLDER
 from pipeline.errors import ArchiveError, EvidenceUnavailable, StorageError, UsageError
+from pipeline.kept_tokens import StoredTokens, kv_from_tokens
 from pipeline.kv_encoding import codec_settings
-from pipeline.kv_source import open_dense, prefill_segment, read_dense_chunk, stored_sparse_chunk
+from pipeline.kv_source import encode_segment, open_dense, open_tokens, read_dense_chunk, stored_sparse_chunk
+from pipeline.tiers import LOSSY_TIERS, tier_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.reader import ArchiveReader
+    from pipeline.segment import SegmentEncoder
     from videoxl2.kv import ChunkKV
     from videoxl2.kv_codec import CodecSettings
     from videoxl2.model import VideoXL2
@@ -60,9 +65,10 @@ class SegmentVerdict:
     """What came of one segment. Figures are ``None`` where it did not get that far.
 
     ``max_kv_diff`` and ``max_token_error`` are over the dense chunks: what the codec costs is in them.
-    ``max_token_excess`` is the part beyond what the codec states. ``is_bit_exact`` says that every byte is the one that
-    this codec makes of recomputed KV; ``top1_agreement`` is the share of the probe's tokens that stored KV would also
-    have chosen.
+    ``max_token_excess`` is the part beyond what the codec states; ``max_visual_error`` that of the worst projected
+    token where these are kept. ``codec`` is ``tokens`` where no more is kept. ``is_bit_exact`` says that every byte is
+    the one that this codec makes of recomputed KV; ``top1_agreement`` is the share of the probe's tokens that stored KV
+    would also have chosen.
     """
 
     segment_id: str
@@ -70,10 +76,12 @@ class SegmentVerdict:
     status: str = VERIFIED
     codec: str
     kv_digest: str | None
+    tokens_digest: str | None = None
     is_bit_exact: bool | None = None
     max_kv_diff: float | None = None
     max_token_error: float | None = None
     max_token_excess: float | None = None
+    max_visual_error: float | None = None
     max_logit_diff: float | None = None
     top1_agreement: float | None = None
     answer_agreement: bool | None = None
@@ -153,15 +161,22 @@ def verify_segment(
     from videoxl2.errors import ModelError
 
     verdict = SegmentVerdict(
-        segment_id=segment.segment_id, uri=uri, codec=segment.codec, kv_digest=segment.kv_digest, status=FAILED
+        segment_id=segment.segment_id,
+        uri=uri,
+        codec=str(tier_of(segment)),
+        kv_digest=segment.kv_digest,
+        tokens_digest=segment.tokens_digest,
+        status=FAILED,
     )
     try:
-        if segment.kv_path is None:
+        if not segment.file_paths:
             return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
-        stored, codec = _stored_dense(reader, segment, segment.kv_path)
+        tokens = _stored_tokens(reader, segment)
+        stored, codec = _stored_dense(reader, segment)
         sparse_error = _sparse_error(reader, segment, stored, codec, tolerance)
         try:
-            made = prefill_segment(reader, segment.video_id, segment.segment_index)
+            encoder = encode_segment(reader, segment.video_id, segment.segment_index)
+            made = encoder.prefill()
         except EvidenceUnavailable as exc:
             if sparse_error is not None:
                 return replace(verdict, error=sparse_error)
@@ -171,9 +186,11 @@ def verify_segment(
             stored = tuple(mine if mine.groups else theirs for mine, theirs in zip(stored, made, strict=True))
         if [chunk.groups for chunk in stored] != [chunk.groups for chunk in made]:
             return replace(verdict, error="the video gives other chunks than those that are stored")
-        if (has_gaps or segment.codec != EXACT) and sparse_error is None:  # pooled before the codec: hold it to that
+        is_lossy = tier_of(segment) in LOSSY_TIERS
+        if (has_gaps or is_lossy) and sparse_error is None:  # pooled before the codec: hold it to that
             sparse_error = _sparse_error(reader, segment, made, None, tolerance)
         kv = kv_difference(stored, made, codec)
+        visual_error = None if tokens is None else token_difference(tokens, encoder)
         probe = probe_difference(model, stored, made)
         verdict = replace(
             verdict,
@@ -181,6 +198,7 @@ def verify_segment(
             max_kv_diff=kv.max_abs,
             max_token_error=kv.token_error,
             max_token_excess=kv.token_excess,
+            max_visual_error=visual_error,
             max_logit_diff=probe.max_logit_diff,
             top1_agreement=probe.top1_agreement,
             answer_agreement=probe.answer_agrees,
@@ -189,7 +207,13 @@ def verify_segment(
             return replace(
                 verdict,
                 error=f"stored KV is not what the video gives: a token is off by {kv.token_excess:.3g} of the usual "
-                f"length{_beyond(segment.codec)}, {tolerance:g} is allowed",
+                f"length{_beyond(segment)}, {tolerance:g} is allowed",
+            )
+        if visual_error is not None and not visual_error <= tolerance:
+            return replace(
+                verdict,
+                error=f"stored tokens are not what the video gives: one is off by {visual_error:.3g} of the usual "
+                f"length, {tolerance:g} is allowed",
             )
         if sparse_error is not None:
             return replace(verdict, error=sparse_error)
@@ -277,8 +301,21 @@ def _layer_errors(left_SKMDh: Tensor, right_SKMDh: Tensor, bound_SKMDh: Tensor |
     return float(apart_SKMDh.max()), error, excess
 
 
-def _beyond(codec: str) -> str:
-    return "" if codec == EXACT else f" beyond what {codec} may cost"
+def token_difference(stored: StoredSegmentTokens, made: SegmentEncoder) -> float:
+    """The worst projected token: the length of its difference over the usual length of the segment's tokens.
+
+    Infinite where there are other tokens, or the same at other times.
+    """
+    stored_GPD, made_GPD = stored.visual_GPD.double(), made.visual_GPD.detach().cpu().double()
+    if stored_GPD.shape != made_GPD.shape or stored.group_times_s != tuple(made.group_times_s):
+        return math.inf
+    usual = made_GPD.square().sum(-1).mean().sqrt().clamp_min(1e-12)
+    return float((stored_GPD - made_GPD).square().sum(-1).sqrt().max() / usual)
+
+
+def _beyond(segment: SegmentRow) -> str:
+    tier = tier_of(segment)
+    return f" beyond what {tier} may cost" if tier in LOSSY_TIERS else ""
 
 
 def probe_difference(model: VideoXL2, stored: Sequence[ChunkKV], made: Sequence[ChunkKV]) -> ProbeDifference:
@@ -324,12 +361,37 @@ def _answer_logits(
     return logits, tokens
 
 
-def _stored_dense(
-    reader: ArchiveReader, segment: SegmentRow, kv_path: str
-) -> tuple[tuple[ChunkKV, ...], CodecSettings]:
-    with open_dense(reader.folder / kv_path, reader.manifest.recipe.fingerprint, segment) as file:
-        chunks = tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
-        return chunks, codec_settings(file.header.encoding)
+def _stored_dense(reader: ArchiveReader, segment: SegmentRow) -> tuple[tuple[ChunkKV, ...], CodecSettings | None]:
+    """A segment's dense KV as a question would get it, and the codec of its file: none where it is made of tokens."""
+    recipe = reader.manifest.recipe
+    if segment.kv_path is not None:
+        with open_dense(reader.folder / segment.kv_path, recipe.fingerprint, segment) as file:
+            chunks = tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
+            return chunks, codec_settings(file.header.encoding)
+    assert segment.tokens_path is not None
+    with open_tokens(reader.folder / segment.tokens_path, recipe.fingerprint, segment) as kept:
+        return tuple(kv_from_tokens(reader.model, recipe, kept, kept.header.num_chunks)[0]), None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegmentTokens:
+    """A segment's projected tokens [groups, tokens, width] as they are kept, and the time of each group."""
+
+    visual_GPD: Tensor
+    group_times_s: tuple[float, ...]
+
+
+def _stored_tokens(reader: ArchiveReader, segment: SegmentRow) -> StoredSegmentTokens | None:
+    """All of a segment's tokens, each chunk checked; ``None`` where it keeps none."""
+    import torch
+
+    if segment.tokens_path is None:
+        return None
+    path = reader.folder / segment.tokens_path
+    with open_tokens(path, reader.manifest.recipe.fingerprint, segment) as file:
+        stored = StoredTokens(file)
+        chunks = [stored.chunk(chunk) for chunk in range(file.header.num_chunks)]
+        return StoredSegmentTokens(torch.cat(chunks), file.header.group_times_s)
 
 
 def _sparse_error(
@@ -422,7 +484,7 @@ def codec_figures(verdicts: Sequence[SegmentVerdict]) -> list[dict[str, Any]]:
             "verified": sum(verdict.ok for verdict in of),
             "failed": sum(verdict.status == FAILED for verdict in of),
         }
-        for name in ("max_kv_diff", "max_token_error", "max_token_excess", "max_logit_diff"):
+        for name in ("max_kv_diff", "max_token_error", "max_token_excess", "max_visual_error", "max_logit_diff"):
             row[name] = _finite(_largest(getattr(verdict, name) for verdict in compared))
         for name in ("top1_agreement", "answer_agreement"):
             values = [float(getattr(verdict, name)) for verdict in compared]

@@ -1,10 +1,12 @@
 """Reload or recompute: what either would cost for a question, which is taken under ``auto``, and how wrong that was.
 
-Both costs are predicted from measurements of this machine on this archive (``cost_log``): reloading from bytes, by the
-rate of the asks that read about as much; recomputing from frames, by the rate of those that prefilled segments about as
-long. The first ask of a process also opens tables and imports, so it is predicted from first asks, and the others from
-others. Before there are any, one chunk is read to see how long that takes, and the rate of recomputing is ingestion's,
-where it ran here. What cannot be predicted is not chosen: KV that is stored is then reloaded.
+Costs are predicted from measurements of this machine on this archive (``cost_log``): reloading from bytes, by the rate
+of the asks that read about as much; recomputing from frames, by the rate of those that prefilled segments about as
+long. Where a segment keeps projected tokens only, reloading it also means a pass of the language model over them, which
+is predicted from tokens, by the rate of the asks that did the same. The first ask of a process also opens tables and
+imports, so its reading is predicted from first asks, and that of others from others. Before there are any, one chunk is
+read to see how long that takes, and the rates of recomputing and of the language model are ingestion's, where it ran
+here. What cannot be predicted is not chosen: KV that is stored is then reloaded.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from indexers.errors import StoreError
 from indexers.kv_file import DenseKVReader
 from pipeline.cost_log import Cost, CostPath, append_cost, host_name, read_costs
 from pipeline.errors import EvidenceUnavailable
+from pipeline.tiers import Tier, tier_of
 
 if TYPE_CHECKING:
     from pipeline.ask import PlannedChunk
@@ -39,15 +42,24 @@ _LATEST = 64
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Predicted seconds of both ways, ``None`` where nothing is known, and the way that ``auto`` takes."""
+    """Predicted seconds of both ways, ``None`` where nothing is known, and the way that ``auto`` takes.
+
+    Using what is stored takes ``reload_s`` for reading and ``tokens_s`` for the language model's pass over tokens.
+    """
 
     reload_s: float | None
     recompute_s: float | None
+    tokens_s: float | None = 0.0
+
+    @property
+    def stored_s(self) -> float | None:
+        """What using what is stored takes."""
+        return None if self.reload_s is None or self.tokens_s is None else self.reload_s + self.tokens_s
 
     @property
     def choice(self) -> str:
         """``recompute`` where it is predicted to be faster, else ``auto``: reload, and recompute what is lost."""
-        if self.reload_s is not None and self.recompute_s is not None and self.recompute_s < self.reload_s:
+        if self.stored_s is not None and self.recompute_s is not None and self.recompute_s < self.stored_s:
             return "recompute"
         return "auto"
 
@@ -59,14 +71,18 @@ def forecast(
     segments: int,
     probe: Callable[[], float | None],
     is_first: bool = False,
+    *,
+    tokens: int = 0,
+    token_segments: int = 0,
 ) -> Forecast:
     """Predict both ways from measurements of one machine; ``is_first``: this is its process's first ask.
 
-    ``probe`` gives the seconds of this reload where nothing like it was measured yet.
+    ``probe`` gives the seconds of this reload where nothing like it was measured yet. ``tokens`` is what the language
+    model is given of ``token_segments`` segments that keep tokens only.
     """
     alike = [cost for cost in costs if cost.is_first == is_first]
     reload_rate = _nearest_rate(alike, "reload", num_bytes, lambda cost: cost.bytes, lambda cost: cost.bytes)
-    reload_s = probe() if reload_rate is None else reload_rate * num_bytes
+    reload_s = (probe() if reload_rate is None else reload_rate * num_bytes) if num_bytes else 0.0
 
     def length(cost: Cost) -> float:
         return cost.frames / max(cost.segments, 1)
@@ -75,9 +91,20 @@ def forecast(
     for path in ("recompute", "ingest"):
         if frame_rate is None:
             frame_rate = _nearest_rate(costs, path, frames / max(segments, 1), length, lambda cost: cost.frames)
+    token_rate = None
+    for path in ("tokens", "prefill"):
+        if token_rate is None:
+            token_rate = _nearest_rate(
+                costs,
+                path,
+                tokens / max(token_segments, 1),
+                lambda cost: cost.tokens / max(cost.segments, 1),
+                lambda cost: cost.tokens,
+            )
     return Forecast(
         reload_s=reload_s,
         recompute_s=None if frame_rate is None else frame_rate * frames,
+        tokens_s=0.0 if not tokens else None if token_rate is None else token_rate * tokens,
     )
 
 
@@ -99,8 +126,8 @@ def _nearest_rate(
 class ReusePlan:
     """One question's chunks, the way to their KV, and afterwards the measurement of it.
 
-    ``chunks`` are those of the plan; a dense one whose dense KV the archive has given up (by cap, retention or motion)
-    is sparse here, unless everything is recomputed because the caller said so.
+    ``chunks`` are those of the plan; a dense one whose dense KV and tokens the archive has given up (by cap, retention
+    or motion) is sparse here, unless everything is recomputed because the caller said so.
     """
 
     def __init__(self, reader: ArchiveReader, plan: Sequence[PlannedChunk], reuse: str) -> None:
@@ -110,6 +137,7 @@ class ReusePlan:
         self._segments = {segment.segment_id: segment for segment in reader.store.segments_of(video_ids)}
         self.chunks = list(plan) if reuse == "recompute" else [self._as_stored(chunk) for chunk in plan]
         self._bytes, self._frames = self._work()
+        self._tokens = self._tokens_by_segment()
         self._device = str(reader.model.device)
         self._costs = [
             cost for cost in read_costs(reader.folder) if (cost.host, cost.device) == (host_name(), self._device)
@@ -117,7 +145,16 @@ class ReusePlan:
         self._used = {chunk.row["segment_id"] for chunk in plan}
         self._is_first = reader not in _asked
         _asked.add(reader)
-        self.forecast = forecast(self._costs, self._bytes, self._frames, len(self._used), self._probe, self._is_first)
+        self.forecast = forecast(
+            self._costs,
+            self._bytes,
+            self._frames,
+            len(self._used),
+            self._probe,
+            self._is_first,
+            tokens=sum(self._tokens.values()),
+            token_segments=len(self._tokens),
+        )
 
     def open(self) -> LoadedKV:
         """The KV by the caller's way; under ``auto`` by the cheaper one, or reloaded where the video is gone."""
@@ -133,22 +170,33 @@ class ReusePlan:
                 mode = "auto"
         return KVSource(self._reader, mode).open(wanted)
 
-    def record(self, load_s: float, recompute_s: float) -> None:
-        """Note what it took, and that these segments were used. A mixture of both ways teaches nothing."""
+    def record(self, load_s: float, recompute_s: float, tokens_s: float = 0.0) -> None:
+        """Note what it took, and that these segments were used. A mixture with recomputing teaches nothing.
+
+        Reading and the language model's pass over stored tokens were measured apart, so they are two measurements. A
+        pass that was not planned, since dense KV was lost or demoted meanwhile, is none.
+        """
         note_uses(self._reader.folder, sorted(self._used))
-        if (load_s > 0) == (recompute_s > 0):
+        if (load_s > 0 or tokens_s > 0) == (recompute_s > 0):
             return
-        path: CostPath = "reload" if load_s > 0 else "recompute"
+        if tokens_s > 0 and self._tokens:
+            self._note("tokens", tokens_s, segments=len(self._tokens), tokens=sum(self._tokens.values()))
+        if load_s > 0 or recompute_s > 0:
+            self._note("reload" if load_s > 0 else "recompute", load_s + recompute_s, segments=len(self._used))
+
+    def _note(self, path: CostPath, actual_s: float, *, segments: int, tokens: int = 0) -> None:
         cost = Cost(
             host=host_name(),
             device=self._device,
             path=path,
             bytes=self._bytes,
             frames=self._frames,
-            segments=len(self._used),
+            segments=segments,
+            tokens=tokens,
             is_first=self._is_first,
-            actual_s=load_s + recompute_s,
+            actual_s=actual_s,
             predicted_reload_s=self.forecast.reload_s,
+            predicted_tokens_s=self.forecast.tokens_s,
             predicted_recompute_s=self.forecast.recompute_s,
         )
         append_cost(self._reader.folder, cost)
@@ -159,7 +207,7 @@ class ReusePlan:
         segment = self._segments.get(chunk.row["segment_id"])
         if chunk.level is not KVLevel.DENSE or segment is None:
             return chunk
-        if segment.kv_path is not None and chunk.row["kv_length"] > 0:
+        if segment.file_paths and chunk.row["kv_length"] > 0:
             return chunk
         return replace(chunk, level=KVLevel.SPARSE)
 
@@ -178,11 +226,25 @@ class ReusePlan:
         frames = sum(segment.num_frames for key, segment in self._segments.items() if key in used)
         return round(num_bytes), frames
 
+    def _tokens_by_segment(self) -> dict[str, int]:
+        """What the language model is given of each segment that keeps tokens only: all up to the last dense chunk."""
+        from videoxl2.kv import KVLevel
+
+        found: dict[str, int] = {}
+        for chunk in self.chunks:
+            segment = self._segments.get(chunk.row["segment_id"])
+            if chunk.level is not KVLevel.DENSE or segment is None or tier_of(segment) is not Tier.TOKENS:
+                continue
+            upto = segment.num_tokens * (chunk.row["chunk_index"] + 1) // segment.num_chunks
+            found[segment.segment_id] = max(found.get(segment.segment_id, 0), upto)
+        return found
+
     def _probe(self) -> float | None:
         """Seconds of this reload, from reading one dense and one sparse chunk of it; ``None`` where that fails."""
         from videoxl2.kv import KVLevel
 
-        dense = [chunk for chunk in self.chunks if chunk.level is KVLevel.DENSE]
+        in_files = {key for key, segment in self._segments.items() if segment.kv_path is not None}
+        dense = [chunk for chunk in self.chunks if chunk.level is KVLevel.DENSE and chunk.row["segment_id"] in in_files]
         sparse = [chunk for chunk in self.chunks if chunk.level is not KVLevel.DENSE]
         reads = len({chunk.row["segment_id"] for chunk in sparse})
         total = 0.0
@@ -221,7 +283,7 @@ def planner_accuracy(folder: Path) -> dict[str, Any]:
     """How many asks were predicted and by what factor the prediction was wrong at the median, by the way taken."""
     found: dict[str, Any] = {}
     costs = read_costs(folder)
-    for path in ("reload", "recompute"):
+    for path in ("reload", "tokens", "recompute"):
         errors = [cost.error for cost in costs if cost.path == path and cost.error is not None]
         found[path] = {"asks": len(errors), "median_error": statistics.median(errors) if errors else None}
     return found

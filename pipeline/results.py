@@ -147,7 +147,10 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds of each phase. ``first_token_s`` counts from the question to the first token."""
+    """Seconds of each phase. ``first_token_s`` counts from the question to the first token.
+
+    ``recompute_s`` is what prefilling footage again took, from its video or from stored tokens.
+    """
 
     retrieve_s: float = 0.0
     load_s: float = 0.0

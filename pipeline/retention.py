@@ -20,10 +20,20 @@ from indexers.records import DELETED, DELETING, EXPIRED, SegmentRow, VideoRow
 from indexers.store import LanceStore
 from indexers.sweep import sweep
 from pipeline.admin import erase, finish_deletions
-from pipeline.config import RetentionRule, StorageSettings
+from pipeline.config import RetentionRule, StorageSettings, rules_for
 from pipeline.errors import UsageError
 from pipeline.reader import ArchiveReader
-from pipeline.tiers import Candidate, Demotion, Tier, TierKeeper, encoded_file_bytes, is_pinned, kv_file_bytes, tier_of
+from pipeline.tiers import (
+    LOWER_TIERS,
+    Candidate,
+    Demotion,
+    Tier,
+    TierKeeper,
+    bytes_left,
+    is_pinned,
+    kv_file_bytes,
+    tier_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +42,21 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPlan:
-    """What the rules ask for now. ``freed`` estimates bytes of dense and, for expired videos, sparse KV."""
+    """What the rules ask for now. ``freed`` estimates bytes of files and, for expired videos, of sparse KV.
+
+    ``without_tokens`` counts segments that should keep their tokens and have none: they keep int4.
+    """
 
     demotions: tuple[tuple[SegmentRow, VideoRow, Tier], ...]
     expired: tuple[VideoRow, ...]
     unknown_age: int
+    without_tokens: int
     freed: int
 
 
 def wanted_tier(camera: str | None, age: timedelta, rules: Sequence[RetentionRule]) -> str | None:
     """What footage of a camera and age keeps: a tier, ``nothing``, or ``None`` where no rule applies."""
-    own = [rule for rule in rules if camera is not None and rule.camera == camera]
-    general = [rule for rule in rules if rule.camera is None]
-    applying = [rule.keep for rule in own or general if age >= timedelta(days=rule.after_days)]
+    applying = [rule.keep for rule in rules_for(camera, rules) if age >= timedelta(days=rule.after_days)]
     order = (*Tier, NOTHING)
     return max(applying, key=order.index, default=None)
 
@@ -53,7 +65,7 @@ def plan_retention(
     folder: Path, store: LanceStore, rules: Sequence[RetentionRule], pins: Collection[str], now: datetime
 ) -> RetentionPlan:
     """Read what there is and decide; changes nothing."""
-    demotions, expired, unknown, freed = [], [], 0, 0
+    demotions, expired, unknown, without_tokens, freed = [], [], 0, 0, 0
     videos = [row for row in store.videos() if row.state not in (DELETED, DELETING, EXPIRED)]
     segments: dict[str, list[SegmentRow]] = {}
     for segment in store.segments_of():
@@ -70,18 +82,27 @@ def plan_retention(
         ]
         if all(keep == NOTHING for keep in wanted):
             expired.append(video)
-            freed += sum(item.kv_bytes + item.sparse_bytes for item in of)
+            freed += sum(item.file_bytes + item.sparse_bytes for item in of)
             continue
         for item, keep in zip(of, wanted, strict=True):
             tier = Tier.NONE if keep == NOTHING else Tier(keep) if keep is not None else Tier.EXACT
+            if tier is Tier.TOKENS and item.kv_path is not None and item.tokens_path is None:
+                without_tokens += 1
+                tier = Tier.INT4
             if tier.rank <= tier_of(item).rank:
                 continue
-            left = 0 if tier is Tier.NONE else encoded_file_bytes(folder, item, tier)
-            if left is None or left >= item.kv_bytes > 0:
+            left = bytes_left(folder, item, tier)
+            if left is None or left >= item.file_bytes > 0:
                 continue  # lost, or so short that encoding it frees nothing
             demotions.append((item, video, tier))
-            freed += item.kv_bytes - left
-    return RetentionPlan(demotions=tuple(demotions), expired=tuple(expired), unknown_age=unknown, freed=freed)
+            freed += item.file_bytes - left
+    return RetentionPlan(
+        demotions=tuple(demotions),
+        expired=tuple(expired),
+        unknown_age=unknown,
+        without_tokens=without_tokens,
+        freed=freed,
+    )
 
 
 def run_retention(
@@ -126,7 +147,7 @@ def run_retention(
 def evict(
     reader: ArchiveReader, *, max_bytes: int | None = None, dry_run: bool = False, wait_s: float = 0.0
 ) -> dict[str, Any]:
-    """Bring dense KV under a cap now. See ``ArchiveKV.evict``. Raises ``UsageError`` where no cap is given."""
+    """Bring files of dense KV and tokens under a cap. See ``ArchiveKV.evict``. Raises ``UsageError`` without one."""
     storage: StorageSettings = reader.settings.storage
     cap = storage.max_kv_bytes if max_bytes is None else max_bytes
     if cap is None:
@@ -159,12 +180,12 @@ def evict(
 def _plan_eviction(folder: Path, candidates: Sequence[Candidate], excess: int) -> list[Demotion]:
     """The steps that ``TierKeeper.make_room`` would take with room to encode in; sizes are estimates."""
     steps: list[Demotion] = []
-    sizes = {item.segment.segment_id: item.segment.kv_bytes for item in candidates}
+    sizes = {item.segment.segment_id: item.segment.file_bytes for item in candidates}
     tiers = {item.segment.segment_id: tier_of(item.segment) for item in candidates}
-    for tier in (Tier.INT8, Tier.INT4, Tier.NONE):
+    for tier in LOWER_TIERS:
         for item in candidates:
             key = item.segment.segment_id
-            left = 0 if tier is Tier.NONE else encoded_file_bytes(folder, item.segment, tier)
+            left = bytes_left(folder, item.segment, tier)
             if excess <= 0 or tiers[key].rank >= tier.rank or left is None or left >= sizes[key]:
                 continue
             steps.append(_step(item.segment, item.video, tiers[key], tier, sizes[key] - left))
@@ -174,8 +195,8 @@ def _plan_eviction(folder: Path, candidates: Sequence[Candidate], excess: int) -
 
 
 def _planned(folder: Path, segment: SegmentRow, video: VideoRow, tier: Tier) -> Demotion:
-    left = 0 if tier is Tier.NONE else encoded_file_bytes(folder, segment, tier) or 0
-    return _step(segment, video, tier_of(segment), tier, segment.kv_bytes - left)
+    left = bytes_left(folder, segment, tier) or 0
+    return _step(segment, video, tier_of(segment), tier, segment.file_bytes - left)
 
 
 def _step(segment: SegmentRow, video: VideoRow | None, before: Tier, after: Tier, freed: int) -> Demotion:
@@ -194,6 +215,7 @@ def _report(plan: RetentionPlan, steps: Sequence[Demotion], freed: int, *, dry_r
         "demoted": [step.to_dict() for step in steps],
         "expired": [{"uri": row.uri, "camera": row.camera, "video_id": row.video_id} for row in plan.expired],
         "unknown_age": plan.unknown_age,
+        "without_tokens": plan.without_tokens,
         "freed_bytes": freed,
         "dry_run": dry_run,
     }

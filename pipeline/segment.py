@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,7 +27,8 @@ from indexers.records import (
 )
 from indexers.sparse import sparse_rows
 from pipeline.decode_worker import FrameBatch
-from pipeline.kv_encoding import NO_DENSE, codec_settings, encoding_of
+from pipeline.kept_tokens import keep_tokens, prefill_settings, wait_for
+from pipeline.kv_encoding import NO_DENSE, TOKENS, codec_settings, encoding_of
 from pipeline.recipe import Recipe
 from pipeline.tasks import VideoTask
 from videoxl2.preprocess import frames_to_pixels
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
     from videoxl2.model import VideoXL2
 
 logger = logging.getLogger(__name__)
-
-WHOLE_VIDEO_TOKENS = 2**31
-"""Longest prefill of a video that is one segment: none in practice."""
 
 
 class SegmentEncoder:
@@ -72,14 +71,19 @@ class SegmentEncoder:
         self._visual.append(self._model.encode_frames(pixels_F3SS, on_features=on_features))
         self.times_s.extend(batch.times_s)
 
-    def prefill(self) -> tuple[ChunkKV, ...]:
-        """Dense KV of the segment's chunks; timestamps carry the time in the video."""
+    @property
+    def visual_GPD(self) -> Tensor:
+        """The segment's visual tokens [groups, tokens, width] so far."""
         import torch
 
-        settings = self._recipe.prefill
-        if self._recipe.segment_s is None:  # the published whole-video mode knows no limit of positions
-            settings = settings.model_copy(update={"max_tokens": WHOLE_VIDEO_TOKENS})
-        result = self._model.prefill(torch.cat(self._visual), self.group_times_s, settings, self._recipe.chunk_groups)
+        if len(self._visual) > 1:
+            self._visual = [torch.cat(self._visual)]
+        return self._visual[0]
+
+    def prefill(self) -> tuple[ChunkKV, ...]:
+        """Dense KV of the segment's chunks; timestamps carry the time in the video."""
+        settings = prefill_settings(self._recipe)
+        result = self._model.prefill(self.visual_GPD, self.group_times_s, settings, self._recipe.chunk_groups)
         return tuple(result.chunks)
 
 
@@ -139,6 +143,12 @@ class SegmentBuilder:
     def finish(self) -> Segment:
         """Prefill the segment and reduce frames to frame groups."""
         size = self._model.spec.frames_per_group
+        visual_GPD = self._encoder.visual_GPD
+        wait_for(visual_GPD)
+        started = time.perf_counter()
+        chunks = self._encoder.prefill()
+        wait_for(chunks[-1].kv_LSKMDh)
+        prefill_s = time.perf_counter() - started
         vectors_FE = np.concatenate(self._vectors)
         starts = range(0, self.num_frames, size)
         return Segment(
@@ -148,7 +158,9 @@ class SegmentBuilder:
             segment_index=self.segment_index,
             num_frames=self.num_frames,
             end_s=self.end_s,
-            chunks=self._encoder.prefill(),
+            chunks=chunks,
+            prefill_s=prefill_s,
+            visual_GPD=visual_GPD,
             group_times_s=tuple(self._encoder.group_times_s),
             vectors_GE=np.stack([_unit(vectors_FE[i : i + size].mean(axis=0)) for i in starts]).astype(np.float32),
             motion_G=np.array([np.mean(self._motion[i : i + size]) for i in starts]),
@@ -160,7 +172,7 @@ class SegmentBuilder:
 class Segment:
     """A prefilled segment: KV per chunk, and per frame group its time, unit vector, motion and thumbnail.
 
-    ``origin`` is the wall-clock time (UTC) of media time 0, where known.
+    ``origin`` is the wall-clock time (UTC) of media time 0, where known; ``prefill_s`` what the language model took.
     """
 
     recipe: Recipe
@@ -170,6 +182,8 @@ class Segment:
     num_frames: int
     end_s: float
     chunks: tuple[ChunkKV, ...]
+    prefill_s: float
+    visual_GPD: Tensor
     group_times_s: tuple[float, ...]
     vectors_GE: np.ndarray
     motion_G: np.ndarray
@@ -180,11 +194,20 @@ class Segment:
         """Key of the segment's row."""
         return make_segment_id(self.task.video_id, self.segment_index)
 
-    def write_kv(self, archive: Path, codec: str = EXACT, keep: Sequence[bool] | None = None) -> SegmentRows:
-        """Write the dense KV file to its place, durably, and return the rows that refer to it.
+    def write_kv(
+        self,
+        archive: Path,
+        codec: str = EXACT,
+        keep: Sequence[bool] | None = None,
+        *,
+        dense: bool = True,
+        tokens: bool = False,
+    ) -> SegmentRows:
+        """Write the segment's files to their places, durably, and return the rows that refer to them.
 
-        ``keep`` says which chunks keep dense KV (all by default); the others keep sparse KV only, and where none is
-        kept there is no file.
+        ``dense`` and ``tokens`` say which files there are: dense KV, and projected tokens to make it of. ``keep`` says
+        which chunks can be used dense (all by default); the others keep sparse KV only, and where that is all there is
+        no file.
 
         Sparse KV is pooled from the values as they were computed, whatever the codec. A segment with values that int8
         and int4 cannot hold (not finite, or huge) is stored exactly, with a warning; its row says so.
@@ -192,16 +215,18 @@ class Segment:
         from videoxl2.errors import KVLayoutError
 
         keep = [True] * len(self.chunks) if keep is None else keep
+        kept_tokens = self._write_tokens(archive) if tokens and any(keep) else None
         try:
-            dense = self._write_dense(archive, codec, keep) if any(keep) else None
+            kept_kv = self._write_dense(archive, codec, keep) if dense and any(keep) else None
         except KVLayoutError as exc:
             logger.warning("segment %s is stored exactly: %s", self.segment_id, exc)
             codec = EXACT
-            dense = self._write_dense(archive, codec, keep)
+            kept_kv = self._write_dense(archive, codec, keep)
+        places = _places(kept_kv or kept_tokens, keep)
         sparse = [row for number, chunk in enumerate(self.chunks) for row in self._sparse_rows(number, chunk)]
         return SegmentRows(
-            segment=self._segment_row(codec, dense, sparse),
-            chunks=to_table([self._chunk_row(number, dense) for number in range(len(self.chunks))], CHUNKS_SCHEMA),
+            segment=self._segment_row(codec, kept_kv, kept_tokens, sparse),
+            chunks=to_table([self._chunk_row(number, place) for number, place in enumerate(places)], CHUNKS_SCHEMA),
             embeddings=to_table(
                 [self._embedding_row(group) for group in range(len(self.group_times_s))],
                 embeddings_schema(self.vectors_GE.shape[1]),
@@ -236,10 +261,21 @@ class Segment:
         )
         return relative, write_dense_kv(path, header, payloads)
 
+    def _write_tokens(self, archive: Path) -> tuple[str, WrittenKV]:
+        """Path relative to the archive, and what was written."""
+        return keep_tokens(
+            archive, self.recipe, self.task.video_id, self.segment_index, self.visual_GPD, self.group_times_s
+        )
+
     def _segment_row(
-        self, codec: str, dense: tuple[str, WrittenKV] | None, sparse: Sequence[dict[str, Any]]
+        self,
+        codec: str,
+        dense: tuple[str, WrittenKV] | None,
+        tokens: tuple[str, WrittenKV] | None,
+        sparse: Sequence[dict[str, Any]],
     ) -> dict[str, Any]:
         path, written = (None, None) if dense is None else dense
+        tokens_path, tokens_written = (None, None) if tokens is None else tokens
         return {
             "segment_id": self.segment_id,
             "video_id": self.task.video_id,
@@ -255,13 +291,16 @@ class Segment:
             "kv_bytes": 0 if written is None else written.num_bytes,
             "sparse_bytes": sum(len(row["kv"]) for row in sparse),
             "kv_digest": None if written is None else written.digest,
-            "tier": NO_DENSE if dense is None else "dense",
+            "tokens_path": tokens_path,
+            "tokens_bytes": 0 if tokens_written is None else tokens_written.num_bytes,
+            "tokens_digest": None if tokens_written is None else tokens_written.digest,
+            "tier": "dense" if dense is not None else NO_DENSE if tokens is None else TOKENS,
             "codec": NO_DENSE if dense is None else codec,
             "dtype": self.recipe.dtype,
             "fingerprint": self.recipe.fingerprint,
         }
 
-    def _chunk_row(self, number: int, dense: tuple[str, WrittenKV] | None) -> dict[str, Any]:
+    def _chunk_row(self, number: int, place: tuple[int, int]) -> dict[str, Any]:
         first = number * self.recipe.chunk_groups
         last = first + self.chunks[number].num_groups
         appearance_E = _unit(self.vectors_GE[first:last].mean(axis=0))
@@ -281,8 +320,8 @@ class Segment:
             "motion": float(self.motion_G[first:last].mean()),
             "novelty": float(max(0.0, 1.0 - appearance_E @ usual_E)),
             "thumbnail": self.thumbnails[(first + last - 1) // 2],
-            "kv_offset": 0 if dense is None else dense[1][number].offset,
-            "kv_length": 0 if dense is None else dense[1][number].length,
+            "kv_offset": place[0],
+            "kv_length": place[1],
         }
 
     def _embedding_row(self, group: int) -> dict[str, Any]:
@@ -326,6 +365,13 @@ class Segment:
             "start_time": None if self.origin is None else self.origin + timedelta(seconds=start_s),
             "end_time": None if self.origin is None else self.origin + timedelta(seconds=end_s),
         }
+
+
+def _places(written: tuple[str, WrittenKV] | None, keep: Sequence[bool]) -> list[tuple[int, int]]:
+    """Offset and length of each chunk in the file that was written first; zeros where it cannot be used dense."""
+    if written is None:
+        return [(0, 0)] * len(keep)
+    return [(entry.offset, entry.length if kept else 0) for entry, kept in zip(written[1], keep, strict=True)]
 
 
 def _unit(vector_E: np.ndarray) -> np.ndarray:

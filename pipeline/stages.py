@@ -172,6 +172,7 @@ class VideoIndexer:
             staged_path=str(path),
             num_chunks=rows.chunks.num_rows,
             num_frames=builder.num_frames,
+            prefill_s=segment.prefill_s,
             until_s=builder.end_s,
         )
 

@@ -27,13 +27,17 @@ class VideoTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentStaged:
-    """A worker made a segment durable: its KV file is in place and its rows are staged for the committer."""
+    """A worker made a segment durable: its files are in place and its rows are staged for the committer.
+
+    ``prefill_s`` is what the language model took for it.
+    """
 
     video_id: str
     segment_index: int
     staged_path: str
     num_chunks: int
     num_frames: int
+    prefill_s: float
     until_s: float
 
 

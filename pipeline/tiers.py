@@ -1,8 +1,10 @@
 """How much dense KV an archive keeps: a byte cap that is never exceeded, and demotion of the coldest segments.
 
-A segment's dense KV is ``exact``, ``int8`` or ``int4``, or there is ``none`` of it and the segment is answered from its
-sparse KV. The cap counts the files of dense KV, whatever they are there for: those of hidden and replaced videos,
-unfinished and leftover ones too. Sparse KV, vectors and pictures are not counted; retention removes them.
+A segment's dense KV is ``exact``, ``int8`` or ``int4``; or only its projected ``tokens`` are left, from which a
+question makes it again; or there is ``none`` of it and the segment is answered from its sparse KV. Tokens are written
+when a segment is indexed, beside its dense KV (``storage.keep_tokens``), since the video may be gone when it is
+demoted. The cap counts the files of dense KV and tokens, whatever they are there for: those of hidden and replaced
+videos, unfinished and leftover ones too. Sparse KV, vectors and pictures are not counted; retention removes them.
 
 Room is made before it is needed. The committer demotes after every commit, so that the next segment of every worker
 fits; the worker then looks again, under a lock, while it writes. What does not fit is stored as sparse KV only.
@@ -33,7 +35,7 @@ from indexers.store import LanceStore
 from indexers.sweep import KV_FOLDER
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageError
-from pipeline.kv_encoding import NO_DENSE, encoding_of, reencode_segment
+from pipeline.kv_encoding import NO_DENSE, TOKENS, encoding_of, reencode_segment
 from pipeline.media import normalise_uri
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Tier(StrEnum):
     EXACT = "exact"
     INT8 = "int8"
     INT4 = "int4"
+    TOKENS = "tokens"
     NONE = "none"
 
     @property
@@ -65,9 +68,17 @@ class Tier(StrEnum):
         return list(Tier).index(self)
 
 
+LOSSY_TIERS = (Tier.INT8, Tier.INT4)
+"""Dense KV encoded anew, at a loss."""
+LOWER_TIERS = (*LOSSY_TIERS, Tier.TOKENS, Tier.NONE)
+"""What a segment may be demoted to, in the order in which room is made."""
+
+
 def tier_of(segment: SegmentRow) -> Tier:
     """The tier of a committed segment."""
-    return Tier.NONE if segment.kv_path is None else Tier(segment.codec)
+    if segment.kv_path is not None:
+        return Tier(segment.codec)
+    return Tier.NONE if segment.tokens_path is None else Tier.TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +105,7 @@ class Demotion:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A segment with dense KV that may be demoted. ``last_use`` is in seconds since 1970."""
+    """A segment with dense KV or tokens that may be demoted. ``last_use`` is in seconds since 1970."""
 
     segment: SegmentRow
     video: VideoRow | None
@@ -113,7 +124,7 @@ def _address(pin: str) -> str | None:
 
 
 def kv_file_bytes(folder: Path) -> int:
-    """Bytes of all files of dense KV, unfinished and leftover ones included."""
+    """Bytes of all files of dense KV and tokens, unfinished and leftover ones included."""
     total = 0
     for parent, folders, names in os.walk(folder / KV_FOLDER, followlinks=False):
         if CERTIFICATES in folders and Path(parent) == folder / KV_FOLDER:
@@ -139,16 +150,24 @@ def room_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def largest_segment_bytes(recipe: Recipe) -> int | None:
-    """No segment's exact KV file is larger; ``None`` where a segment is a whole video of any length."""
+def largest_segment_bytes(recipe: Recipe, *, dense: bool = True, tokens: bool = False) -> int | None:
+    """No segment's exact KV file (``dense``) and its tokens (``tokens``) together are larger.
+
+    ``None`` where a segment is a whole video of any length.
+    """
     if recipe.segment_s is None:
         return None
     spec = recipe.architecture
     num_groups = math.ceil(recipe.segment_s * recipe.fps / recipe.frames_per_group) + 1
-    tokens = (int(spec["dts"]["grid"]) // int(spec["pool_stride"])) ** 2 + _TIMESTAMP_ROOM
-    return _file_bound(
-        num_groups * tokens * token_bytes(recipe), math.ceil(num_groups / recipe.chunk_groups), num_groups
-    )
+    num_chunks = math.ceil(num_groups / recipe.chunk_groups)
+    visual = (int(spec["dts"]["grid"]) // int(spec["pool_stride"])) ** 2
+    bound = 0
+    if dense:
+        bound += _file_bound(num_groups * (visual + _TIMESTAMP_ROOM) * token_bytes(recipe), num_chunks, num_groups)
+    if tokens:
+        width = int(spec["language"]["width"])
+        bound += _file_bound(num_groups * visual * width * ITEM_BYTES[recipe.dtype], num_chunks, num_groups)
+    return bound
 
 
 def token_bytes(recipe: Recipe) -> int:
@@ -166,27 +185,35 @@ def _file_bound(payload: int, num_chunks: int, num_groups: int) -> int:
 def write_segment(
     archive: Path, segment: Segment, codec: str, storage: StorageSettings, wait_s: float = 0.0
 ) -> SegmentRows:
-    """Write a segment's dense KV under the cap and return its rows; sparse KV only where there is no room for more.
+    """Write a segment's files under the cap and return its rows.
+
+    Where there is no room for dense KV its tokens are kept, if they are wanted and fit, else sparse KV only.
 
     ``wait_s``: how long the committer is given to make room, where it runs beside this worker. Raises what writing
     raises.
     """
+    tokens = storage.keeps_tokens(segment.task.camera)
     if storage.static_motion is None and storage.max_kv_bytes is None:
-        return segment.write_kv(archive, codec)
+        return segment.write_kv(archive, codec, tokens=tokens)
     ends = np.cumsum([chunk.num_groups for chunk in segment.chunks])
     motion = [float(part.mean()) for part in np.split(segment.motion_G, ends[:-1])]
     keep = kept_dense(motion, storage.static_motion)
     if not any(keep) or storage.max_kv_bytes is None:
-        return segment.write_kv(archive, codec, keep)
+        return segment.write_kv(archive, codec, keep, tokens=tokens)
     kept = [chunk for chunk, is_kept in zip(segment.chunks, keep, strict=True) if is_kept]
-    payload = sum(chunk.num_bytes for chunk in kept)
-    needed = _file_bound(payload, len(segment.chunks), sum(chunk.num_groups for chunk in segment.chunks))
+    sizes = len(segment.chunks), sum(chunk.num_groups for chunk in segment.chunks)
+    for_tokens = _file_bound(segment.visual_GPD.nbytes, *sizes) if tokens else 0
+    needed = _file_bound(sum(chunk.num_bytes for chunk in kept), *sizes) + for_tokens
     deadline = time.monotonic() + wait_s
     while True:
         with room_lock(archive):
-            if kv_file_bytes(archive) + needed <= storage.max_kv_bytes:
-                return segment.write_kv(archive, codec, keep)
-        if time.monotonic() >= deadline:
+            used, is_last = kv_file_bytes(archive), time.monotonic() >= deadline
+            if used + needed <= storage.max_kv_bytes:
+                return segment.write_kv(archive, codec, keep, tokens=tokens)
+            if is_last and tokens and used + for_tokens <= storage.max_kv_bytes:
+                logger.warning("segment %s keeps tokens only: no room under storage.max_kv_bytes", segment.segment_id)
+                return segment.write_kv(archive, codec, keep, dense=False, tokens=True)
+        if is_last:
             break
         time.sleep(_POLL_S)
     logger.warning("segment %s keeps sparse KV only: no room under storage.max_kv_bytes", segment.segment_id)
@@ -206,10 +233,12 @@ class KeptKV:
     storage: StorageSettings
     segments: int = 0
     frames: int = 0
+    tokens: int = 0
     chunks: int = 0
     static_chunks: int = 0
     static_bytes: int = 0
     without_room: int = 0
+    tokens_only: int = 0
     demoted: int = 0
 
     def note(self, rows: SegmentRows) -> None:
@@ -220,10 +249,14 @@ class KeptKV:
         given_up = sum(count for count, is_kept in zip(tokens, keep, strict=True) if not is_kept)
         self.segments += 1
         self.frames += int(rows.segment["num_frames"])
+        self.tokens += int(rows.segment["num_tokens"])
         self.chunks += len(keep)
         self.static_chunks += keep.count(False)
         self.static_bytes += given_up * token_bytes(self.recipe)
-        self.without_room += any(keep) and rows.segment["kv_path"] is None
+        if any(keep) and rows.segment["kv_path"] is None:
+            has_tokens = rows.segment["tokens_path"] is not None
+            self.tokens_only += has_tokens
+            self.without_room += not has_tokens
 
     def notices(self) -> tuple[str, ...]:
         """One sentence for each thing that was given up."""
@@ -236,6 +269,8 @@ class KeptKV:
             )
         if self.demoted:
             said.append(f"{self.demoted} times a colder segment was demoted to stay under storage.max_kv_bytes")
+        if self.tokens_only:
+            said.append(f"{self.tokens_only} segments keep tokens only: there was no room under storage.max_kv_bytes")
         if self.without_room:
             said.append(
                 f"{self.without_room} segments keep sparse KV only: there was no room under storage.max_kv_bytes"
@@ -252,7 +287,7 @@ class TierKeeper:
         self._pins = pins
 
     def candidates(self) -> list[Candidate]:
-        """Segments with dense KV that no pin names, the coldest first.
+        """Segments with dense KV or tokens that no pin names, the coldest first.
 
         A segment is as warm as its last use, or, before any, as the writing of its file. Segments of replaced versions,
         which nobody can ask, are colder than all others.
@@ -262,16 +297,15 @@ class TierKeeper:
         found = []
         for segment in self._store.segments_of():
             video = videos.get(segment.video_id)
-            if segment.kv_path is None or is_pinned(video, self._pins):
+            if not segment.file_paths or is_pinned(video, self._pins):
                 continue
             if video is not None and video.superseded_by is not None:
                 found.append(Candidate(segment, video, 0.0))
                 continue
-            try:
-                written = (self._folder / segment.kv_path).stat().st_mtime
-            except OSError:
+            written = [path.stat().st_mtime for name in segment.file_paths if (path := self._folder / name).is_file()]
+            if not written:
                 continue  # lost: nothing to free
-            found.append(Candidate(segment, video, max(written, uses.get(segment.segment_id, 0.0))))
+            found.append(Candidate(segment, video, max(*written, uses.get(segment.segment_id, 0.0))))
         return sorted(found, key=lambda item: (item.last_use, item.segment.segment_id))
 
     def make_room(
@@ -279,16 +313,16 @@ class TierKeeper:
     ) -> list[Demotion]:
         """Demote until ``needed`` bytes are free under ``cap``, or nothing is left that may be demoted.
 
-        First the coldest become int8, then int4, then they keep no dense KV: so much footage keeps some. Encoding
-        anew needs room for the new file beside the old one; where the cap does not give it, the coldest segment loses
-        its dense KV instead.
+        First the coldest become int8, then int4, then their tokens are left where they are kept, then nothing is: so
+        much footage keeps some. Encoding anew needs room for the new file beside the old one; where the cap does not
+        give it, the coldest segment loses its dense KV instead.
         """
         used = kv_file_bytes(self._folder)
         if used + needed <= cap:
             return []
         done: list[Demotion] = []
         left = {item.segment.segment_id: item for item in self.candidates()}
-        for tier in (Tier.INT8, Tier.INT4, Tier.NONE):
+        for tier in LOWER_TIERS:
             for segment_id in list(left):
                 while segment_id in left and used + needed > cap:
                     item = left[segment_id]
@@ -305,7 +339,9 @@ class TierKeeper:
 
     def _step(self, item: Candidate, tier: Tier, cap: int, left: dict[str, Candidate]) -> Demotion | None:
         """Demote one, or the coldest of all where there is no room to encode this one anew; ``None``: no gain."""
-        if tier is not Tier.NONE:
+        if tier is Tier.TOKENS and item.segment.tokens_path is None:
+            return None
+        if tier in LOSSY_TIERS:
             planned = encoded_file_bytes(self._folder, item.segment, tier)
             if planned is None or planned >= item.segment.kv_bytes:
                 return None
@@ -318,33 +354,41 @@ class TierKeeper:
                         return None
                     left[row.segment_id] = replace(item, segment=row)
                     return step
-            item = next(iter(left.values()))
-        del left[item.segment.segment_id]
-        return self.drop(item)
+            item = next(other for other in left.values() if other.segment.kv_path is not None)
+            tier = Tier.NONE if item.segment.tokens_path is None else Tier.TOKENS
+        step, row = self.drop(item, tier)
+        left[row.segment_id] = replace(item, segment=row)
+        return step
 
     def demote(self, item: Candidate, tier: Tier, cap: int | None) -> Demotion | None:
         """One segment to a lower tier; ``None`` where the cap leaves no room to encode it anew.
 
-        ``refresh_videos`` has to follow.
+        ``refresh_videos`` has to follow. ``ValueError`` for tokens of a segment that has kept none.
         """
-        if tier is Tier.NONE:
-            return self.drop(item)
+        if tier in (Tier.TOKENS, Tier.NONE):
+            return self.drop(item, tier)[0]
         planned = encoded_file_bytes(self._folder, item.segment, tier)
         with room_lock(self._folder):
             if planned is None or (cap is not None and kv_file_bytes(self._folder) + planned > cap):
                 return None
             return self._reencode(item, tier)[0]
 
-    def drop(self, item: Candidate) -> Demotion:
-        """Give up a segment's dense KV: its row first, then its file."""
+    def drop(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
+        """Give up a segment's dense KV, and unless ``tier`` is tokens those too: its row first, then its files."""
         segment = item.segment
-        assert segment.kv_path is not None
         row = replace(segment, kv_path=None, kv_bytes=0, kv_digest=None, tier=NO_DENSE, codec=NO_DENSE)
-        path = self._folder / segment.kv_path
-        freed = path.stat().st_size if path.is_file() else 0
+        if tier is Tier.NONE:
+            row = replace(row, tokens_path=None, tokens_bytes=0, tokens_digest=None)
+        elif segment.tokens_path is None:
+            raise ValueError(f"segment {segment.segment_id} has kept no tokens")
+        else:
+            row = replace(row, tier=TOKENS)
+        paths = [self._folder / path for path in segment.file_paths if path not in row.file_paths]
+        freed = sum(path.stat().st_size for path in paths if path.is_file())
         self._store.replace_segment(row)
-        self._remove(path)
-        return _demotion(item, Tier.NONE, freed)
+        for path in paths:
+            self._remove(path)
+        return _demotion(item, tier, freed), row
 
     def _reencode(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
         segment = item.segment
@@ -369,7 +413,7 @@ class TierKeeper:
             return
         sizes: dict[str, int] = {}
         for segment in self._store.segments_of(sorted(video_ids)):
-            sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.kv_bytes
+            sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.file_bytes
         rows = [self._store.video(video_id) for video_id in sorted(video_ids)]
         self._store.upsert_videos(
             [replace(row, kv_bytes=sizes.get(row.video_id, 0)) for row in rows if row and row.state == INDEXED]
@@ -390,6 +434,16 @@ def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | N
     return int(np.sum(sizes, dtype=np.int64)) + first + ALIGNMENT
 
 
+def bytes_left(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:
+    """At most so many bytes a segment's files would have in a lower tier; ``None`` where it cannot get there."""
+    if tier is Tier.NONE:
+        return 0
+    if tier is Tier.TOKENS:
+        return None if segment.tokens_path is None else segment.tokens_bytes
+    encoded = encoded_file_bytes(folder, segment, tier)
+    return None if encoded is None else encoded + segment.tokens_bytes
+
+
 def _demotion(item: Candidate, after: Tier, freed: int) -> Demotion:
     video = item.video
     return Demotion(
@@ -402,9 +456,15 @@ def _demotion(item: Candidate, after: Tier, freed: int) -> Demotion:
     )
 
 
-def room_wanted(recipe: Recipe, store: LanceStore, cap: int, workers: int) -> int:
-    """Bytes to keep free: a segment for every worker and one to encode in, at most half the cap, at least a segment."""
-    largest = largest_segment_bytes(recipe)
+def room_wanted(recipe: Recipe, store: LanceStore, cap: int, workers: int, *, tokens: bool = False) -> int:
+    """Bytes to keep free: a segment for every worker and one to encode in, at most half the cap, at least a segment.
+
+    Under a cap that no segment's dense KV fits, it is the room of ``tokens`` where they are kept: giving up what there
+    is would not make the other.
+    """
+    largest = largest_segment_bytes(recipe, tokens=tokens)
     if largest is None:
-        largest = max((segment.kv_bytes for segment in store.segments_of()), default=0)
+        largest = max((segment.file_bytes for segment in store.segments_of()), default=0)
+    elif largest > cap and tokens:
+        largest = largest_segment_bytes(recipe, dense=False, tokens=True) or 0
     return min((workers + 1) * largest, max(largest, cap // 2))

@@ -47,6 +47,12 @@ class PromptTokenizer(Protocol):
     def timestamp_ids(self, t_s: float) -> list[int]: ...
 
 
+class VisualTokens(Protocol):
+    """Visual tokens [P, D] of each frame group: a tensor [G, P, D], or what reads a group when it is asked for."""
+
+    def __getitem__(self, group: int, /) -> Tensor: ...
+
+
 class PrefillModel(Protocol):
     """The part of a model that prefill needs."""
 
@@ -144,11 +150,13 @@ def prefill_batch(
 
 @torch.no_grad()
 def prefill_pieces(
-    decoder: QwenDecoder, layout: TokenLayout, visual_GPD: Tensor, settings: PrefillSettings, chunk_groups: int
+    decoder: QwenDecoder, layout: TokenLayout, visual_GPD: VisualTokens, settings: PrefillSettings, chunk_groups: int
 ) -> Iterator[ChunkKV]:
     """The prefix (as a chunk of one group without visual tokens), then each chunk as soon as its tokens are done.
 
-    A caller that moves each chunk away as it comes holds one working cache and one chunk, not the KV twice.
+    A caller that moves each chunk away as it comes holds one working cache and one chunk, not the KV twice. One that
+    stops after a chunk has spent nothing on later passes, and ``visual_GPD`` was asked for no group of theirs; what it
+    got is bit for bit what it would have got of the whole.
     """
     run = _SegmentRun(decoder, layout, visual_GPD, settings, chunk_groups)
     _run_together(decoder, [run.prefix_pass()])
@@ -158,7 +166,7 @@ def prefill_pieces(
         yield from run.take_chunks()
 
 
-def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: Tensor, first: int, end: int) -> Tensor:
+def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: VisualTokens, first: int, end: int) -> Tensor:
     """Input embeddings [T, D] of the groups [first, end): each group's timestamp text, then its visual tokens."""
     pieces: list[Tensor] = []
     for group in range(first, end):
@@ -178,7 +186,7 @@ class _SegmentRun:
         self,
         decoder: QwenDecoder,
         layout: TokenLayout,
-        visual_GPD: Tensor,
+        visual_GPD: VisualTokens,
         settings: PrefillSettings,
         chunk_groups: int,
     ) -> None:

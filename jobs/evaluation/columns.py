@@ -117,7 +117,7 @@ def stored_dense(reader: ArchiveReader, video: VideoRow) -> StoredKV:
 
 def prefill_whole(reader: ArchiveReader, encoded: EncodedVideo, mode: str) -> PrefillResult:
     """The whole video prefilled as one sequence, however long, in the mode ``plain``, ``chunked`` or ``bounded``."""
-    from pipeline.segment import WHOLE_VIDEO_TOKENS
+    from pipeline.kept_tokens import WHOLE_VIDEO_TOKENS
 
     recipe = reader.manifest.recipe
     settings = recipe.prefill.model_copy(update={"mode": mode, "max_tokens": WHOLE_VIDEO_TOKENS})
@@ -174,7 +174,7 @@ def quantised(chunks: Sequence[ChunkKV], codec: str) -> list[ChunkKV]:
 
 def ask_all(reader: ArchiveReader, chunks: Sequence[ChunkKV], questions: Sequence[str]) -> list[str]:
     """Greedy answers to all questions over one cache of the chunks."""
-    from pipeline.segment import WHOLE_VIDEO_TOKENS
+    from pipeline.kept_tokens import WHOLE_VIDEO_TOKENS
     from videoxl2.config import GenerationSettings
     from videoxl2.decode import assemble_cache
 

@@ -17,7 +17,7 @@ import pytest
 from indexers.config import StoreSettings
 from indexers.errors import CommitConflict, CorruptKV, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
 from indexers.fingerprint import table_fingerprint
-from indexers.records import DELETING, FAILED, RUNNING, SPARSE_KV, TABLES, SegmentRows, VideoRow
+from indexers.records import DELETING, FAILED, RUNNING, SCHEMA_VERSION, SPARSE_KV, TABLES, SegmentRows, VideoRow
 from indexers.scope import Scope
 from indexers.store import TABLES_FOLDER, LanceStore
 from indexers.testing import (
@@ -70,8 +70,10 @@ def test_other_vectors_columns_or_versions_are_refused(
 ) -> None:
     with pytest.raises(SchemaMismatch, match="vectors have 8 values, 16 were asked for"):
         LanceStore.create(tmp_path, 16)
-    monkeypatch.setattr("indexers.store.SCHEMA_VERSION", 2)
-    with pytest.raises(SchemaMismatch, match="schema version 1, this program uses 2"):
+    monkeypatch.setattr("indexers.store.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    with pytest.raises(
+        SchemaMismatch, match=f"schema version {SCHEMA_VERSION}, this program uses {SCHEMA_VERSION + 1}"
+    ):
         LanceStore.open(tmp_path).visible_videos()
     monkeypatch.undo()
     monkeypatch.setattr("indexers.records.VIDEOS_SCHEMA", pa.schema([pa.field("video_id", pa.string())]))

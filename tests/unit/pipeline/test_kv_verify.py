@@ -227,7 +227,7 @@ def test_the_result_survives_a_certificate_that_cannot_be_written(
     def gone(*_: Any) -> Any:
         raise EvidenceUnavailable("the video is gone")
 
-    monkeypatch.setattr(kv_verify, "prefill_segment", gone)
+    monkeypatch.setattr(kv_verify, "encode_segment", gone)
     (reader.folder / "kv" / "certificates").write_text("a file where the folder should be")
     seen: list[SegmentVerdict] = []
     report = verify(reader, num_segments=1, observe=seen.append)

@@ -39,6 +39,24 @@ def test_recompute_goes_by_frames_of_segments_of_that_length_else_by_ingestion()
     assert forecast([ingest, *short, *long], 1, 20, 2, lambda: None).recompute_s == pytest.approx(4.0)
 
 
+def test_a_pass_over_tokens_goes_by_tokens_of_segments_of_that_length_else_by_ingestion() -> None:
+    ingest = replace(cost("prefill", 10.0, segments=2), tokens=10_000)
+    assert forecast([ingest], 0, 0, 1, no_probe).tokens_s == 0.0, "nothing has to be made of tokens"
+    assert forecast([], 0, 0, 1, no_probe, tokens=5000, token_segments=1).tokens_s is None
+    found = forecast([ingest], 0, 600, 1, no_probe, tokens=4000, token_segments=1)
+    assert (found.reload_s, found.tokens_s) == (0.0, pytest.approx(4.0))
+    measured = [replace(cost("tokens", 1.0), tokens=5000) for _ in range(5)]
+    long = [replace(cost("tokens", 90.0), tokens=50_000) for _ in range(5)]
+    again = forecast([ingest, *measured, *long], 10, 0, 1, lambda: 0.5, tokens=4000, token_segments=1)
+    assert again.tokens_s == pytest.approx(0.8) and again.stored_s == pytest.approx(1.3)
+
+
+def test_what_tokens_take_counts_in_the_choice() -> None:
+    assert Forecast(1.0, 2.0, 0.5).choice == "auto"
+    assert Forecast(1.0, 2.0, 1.5).choice == "recompute"
+    assert Forecast(1.0, 2.0, None).choice == "auto", "what cannot be predicted is not weighed"
+
+
 def test_first_asks_are_predicted_from_first_asks() -> None:
     first = replace(cost("reload", 1.0, num_bytes=1000), is_first=True)
     later = cost("reload", 0.01, num_bytes=1000)

@@ -13,10 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from indexers.container import DurableFile
 from indexers.kv_file import DenseKVReader
-from indexers.records import SegmentRows, make_video_id, rows_of
+from indexers.lease import WriterLease
+from indexers.records import QUEUED, SegmentRows, make_video_id, rows_of
+from indexers.staging import write_staged
+from indexers.store import LanceStore
+from indexers.sweep import find_orphans, missing_kv, sweep
+from indexers.testing import SimulatedCrash, make_video
+from indexers.token_file import TokensReader
 from pipeline.ask import sparse_tokens
 from pipeline.decode_worker import FrameBatch
+from pipeline.kept_tokens import StoredTokens
 from pipeline.kv_encoding import codec_settings
 from pipeline.kv_source import read_dense_chunk
 from pipeline.segment import SegmentBuilder
@@ -273,3 +281,58 @@ def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
 def test_a_shared_tower_gives_the_same_vectors() -> None:
     alone, shared = build(22), build(22, has_tower=True)
     np.testing.assert_array_equal(alone.vectors_GE, shared.vectors_GE)
+
+
+def test_tokens_are_kept_beside_dense_kv_or_in_its_place(tmp_path: Path) -> None:
+    segment = build(40)
+    plain, both = segment.write_kv(tmp_path / "plain"), segment.write_kv(tmp_path, tokens=True)
+    tokens_only = segment.write_kv(tmp_path / "only", keep=[True, False, True, True], dense=False, tokens=True)
+    nothing = segment.write_kv(tmp_path / "nothing", keep=[False] * 4, tokens=True)
+    for rows in (plain, both, tokens_only, nothing):
+        rows.check(EMBEDDING_DIM)
+    assert plain.segment["tokens_path"] is None and nothing.file_paths == ()
+    assert both.file_paths == (plain.segment["kv_path"], both.segment["tokens_path"])
+    assert {**both.segment, "tokens_path": None, "tokens_bytes": 0, "tokens_digest": None} == plain.segment
+    assert [(rows.segment["tier"], rows.segment["codec"]) for rows in (plain, both, tokens_only, nothing)] == [
+        *(("dense", "exact"), ("dense", "exact"), ("tokens", "none"), ("none", "none"))
+    ]
+    with TokensReader(tmp_path / both.segment["tokens_path"], both.segment["tokens_digest"]) as file:
+        assert file.header.fingerprint == segment.recipe.fingerprint and file.header.dtype == "float32"
+        assert file.header.group_times_s == segment.group_times_s
+        assert [len(times_s) for times_s in file.header.chunk_times_s] == [3, 3, 3, 1]
+        read = torch.cat([StoredTokens(file).chunk(chunk) for chunk in range(4)])
+        assert torch.equal(read, segment.visual_GPD) and file.num_bytes == both.segment["tokens_bytes"]
+    # A chunk can be used dense where its KV, or the tokens in its place, were kept for that.
+    lengths = [row["kv_length"] > 0 for row in rows_of(tokens_only.chunks)]
+    assert lengths == [True, False, True, True]
+
+
+@pytest.mark.parametrize("crash_at", [0, 1, 2])
+def test_killed_between_its_files_a_segment_leaves_orphans_and_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """The files become durable one by one: tokens, dense KV, staged rows."""
+    commit, made = DurableFile.commit, 0
+
+    def dying(self: DurableFile) -> None:
+        nonlocal made
+        if made == crash_at:
+            raise SimulatedCrash
+        made += 1
+        commit(self)
+
+    segment = build(40)
+    store = LanceStore.create(tmp_path, EMBEDDING_DIM)
+    store.upsert_videos([make_video("a", uri=URI, etag="1", state=QUEUED)])
+    with monkeypatch.context() as patched, pytest.raises(SimulatedCrash):
+        patched.setattr(DurableFile, "commit", dying)
+        write_staged(tmp_path / "staging", segment.write_kv(tmp_path, tokens=True))
+    with WriterLease(tmp_path) as lease:
+        assert len(sweep(tmp_path, store, lease).removed) == crash_at
+        assert find_orphans(tmp_path, store) == []
+        rows = segment.write_kv(tmp_path, tokens=True)
+        write_staged(tmp_path / "staging", rows)
+        assert find_orphans(tmp_path, store) == [], "staged rows need both files"
+        assert store.insert_segment(rows) and missing_kv(store) == []
+        (tmp_path / rows.segment["tokens_path"]).unlink()
+        assert [row.segment_id for row in missing_kv(store)] == [segment.segment_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from indexers.kv_file import DenseKVReader
 from indexers.lease import WriterLease
 from indexers.records import VideoRow
 from indexers.store import LanceStore
-from indexers.sweep import find_orphans, sweep
+from indexers.sweep import find_orphans, missing_kv, sweep
 from indexers.testing import CrashingStore, SegmentShape, SimulatedCrash, add_video, make_video
+from indexers.token_file import TokensReader
 from pipeline import Archive, tiers
-from pipeline.config import StorageSettings, load_settings
+from pipeline.config import RetentionRule, StorageSettings, load_settings
 from pipeline.errors import UsageError
 from pipeline.recipe import Manifest, write_manifest
 from pipeline.tiers import (
@@ -25,6 +27,7 @@ from pipeline.tiers import (
     KeptKV,
     Tier,
     TierKeeper,
+    bytes_left,
     is_pinned,
     kept_dense,
     kv_file_bytes,
@@ -40,13 +43,15 @@ SHAPE = SegmentShape(num_chunks=2, groups_per_chunk=6, visual_tokens=36, layers=
 VIDEOS = [make_video("a"), make_video("b", camera="yard"), make_video("c")]
 
 
-def make_tiered(folder: Path, videos: list[VideoRow] = VIDEOS, num_segments: int = 2) -> Path:
+def make_tiered(
+    folder: Path, videos: list[VideoRow] = VIDEOS, num_segments: int = 2, shape: SegmentShape = SHAPE
+) -> Path:
     """An archive whose KV files are large enough for codecs to matter."""
     recipe = tiny_recipe()
     write_manifest(folder, Manifest(model="tiny", recipe=recipe))
     with LanceStore.create(folder, recipe.embedding_dim) as store:
         for video in videos:
-            add_video(store, video, num_segments, embedding_dim=recipe.embedding_dim, archive=folder, shape=SHAPE)
+            add_video(store, video, num_segments, embedding_dim=recipe.embedding_dim, archive=folder, shape=shape)
     return folder
 
 
@@ -74,8 +79,15 @@ def shrink(archive: Path, keeper: TierKeeper, num_bytes: int) -> list[Demotion]:
 def check_files(folder: Path, store: LanceStore) -> None:
     """Every row's file is there, whole and the one it names; no other file is there."""
     for segment in store.segments_of():
+        if segment.tokens_path is not None:
+            with TokensReader(folder / segment.tokens_path, segment.tokens_digest) as tokens:
+                assert tokens.num_bytes == segment.tokens_bytes
+                tokens.verify()
+        else:
+            assert (segment.tokens_bytes, segment.tokens_digest) == (0, None)
         if segment.kv_path is None:
-            assert (segment.tier, segment.codec, segment.kv_bytes, segment.kv_digest) == ("none", "none", 0, None)
+            tier = "none" if segment.tokens_path is None else "tokens"
+            assert (segment.tier, segment.codec, segment.kv_bytes, segment.kv_digest) == (tier, "none", 0, None)
             continue
         assert segment.tier == "dense"
         with DenseKVReader(folder / segment.kv_path, segment.kv_digest) as file:
@@ -84,9 +96,8 @@ def check_files(folder: Path, store: LanceStore) -> None:
     assert find_orphans(folder, store) == []
     sizes: dict[str, int] = {}
     for segment in store.segments_of():
-        sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.kv_bytes
-    named = [segment for segment in store.segments_of() if segment.kv_path is not None]
-    assert kv_file_bytes(folder) == sum(segment.kv_bytes for segment in named)
+        sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.file_bytes
+    assert kv_file_bytes(folder) == sum(sizes.values())
 
 
 def test_the_coldest_are_demoted_first_and_only_as_far_as_needed(archive: Path, store: LanceStore) -> None:
@@ -282,3 +293,113 @@ def test_sizes_of_absent_files_are_none(archive: Path, store: LanceStore) -> Non
     assert tiers.encoded_file_bytes(archive, segment, Tier.INT8) is None
     assert segment.segment_id not in {item.segment.segment_id for item in TierKeeper(archive, store, ()).candidates()}
     assert np.isfinite(kv_file_bytes(archive))
+
+
+WITH_TOKENS = replace(SHAPE, width=64)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """An archive whose segments keep their tokens, but for those of video c."""
+    folder = make_tiered(tmp_path / "kept", VIDEOS[:2], shape=WITH_TOKENS)
+    with LanceStore.open(folder) as store:
+        add_video(store, VIDEOS[2], 1, embedding_dim=tiny_recipe().embedding_dim, archive=folder, shape=SHAPE)
+    return folder
+
+
+@pytest.fixture
+def kept_store(kept: Path) -> Iterator[LanceStore]:
+    with LanceStore.open(kept) as opened, WriterLease(kept):
+        yield opened
+
+
+def test_tokens_come_after_int4_and_before_nothing(kept: Path, kept_store: LanceStore) -> None:
+    keeper = TierKeeper(kept, kept_store, ())
+    tokens = sum(segment.tokens_bytes for segment in kept_store.segments_of())
+    without = next(s for s in kept_store.segments(VIDEOS[2].video_id))
+    shrink(kept, keeper, kv_file_bytes(kept) * 4 // 10)
+    assert set(tiers_of(kept_store).values()) == {Tier.INT4}
+    steps = shrink(kept, keeper, tokens + kept_store.segments(without.video_id)[0].kv_bytes)
+    assert {(step.before, step.after) for step in steps} == {(Tier.INT4, Tier.TOKENS)}
+    assert {key for key, tier in tiers_of(kept_store).items() if tier is not Tier.TOKENS} == {without.segment_id}
+    check_files(kept, kept_store)
+    shrink(kept, keeper, tokens - 1)
+    assert Tier.NONE in set(tiers_of(kept_store).values()) and Tier.TOKENS in set(tiers_of(kept_store).values())
+    shrink(kept, keeper, 0)
+    assert set(tiers_of(kept_store).values()) == {Tier.NONE} and kv_file_bytes(kept) == 0
+    check_files(kept, kept_store)
+
+
+def test_without_room_to_encode_the_coldest_falls_back_to_its_tokens(kept: Path, kept_store: LanceStore) -> None:
+    full = kv_file_bytes(kept)
+    note_uses(kept, [segment.segment_id for segment in kept_store.segments(VIDEOS[2].video_id)], now=4_000_000_000)
+    steps = TierKeeper(kept, kept_store, ()).make_room(full, 1)
+    assert [(step.before, step.after) for step in steps] == [(Tier.EXACT, Tier.TOKENS)]
+    check_files(kept, kept_store)
+
+
+def test_pinned_tokens_stay(kept: Path, kept_store: LanceStore) -> None:
+    shrink(kept, TierKeeper(kept, kept_store, ("gate", "yard")), 0)
+    assert set(tiers_of(kept_store).values()) == {Tier.EXACT}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("first", "tier"), [(None, Tier.TOKENS), (Tier.TOKENS, Tier.NONE), (None, Tier.NONE)])
+def test_a_demotion_of_tokens_that_is_killed_leaves_what_its_row_names(
+    kept: Path, first: Tier | None, tier: Tier, after: bool
+) -> None:
+    with WriterLease(kept) as lease:
+        with LanceStore.open(kept) as store:
+            keeper = TierKeeper(kept, store, ())
+            if first is not None:
+                keeper.demote(keeper.candidates()[0], first, None)
+        dying = CrashingStore(kept)
+        dying.crash_at, dying.crash_after = 0, after
+        item = TierKeeper(kept, dying, ()).candidates()[0]
+        with pytest.raises(SimulatedCrash):
+            TierKeeper(kept, dying, ()).demote(item, tier, None)
+        with LanceStore.open(kept) as store:
+            assert missing_kv(store) == []
+            sweep(kept, store, lease)
+            check_files(kept, store)
+            assert tiers_of(store)[item.segment.segment_id] is (tier if after else first or Tier.EXACT)
+
+
+def test_tokens_that_were_not_kept_cannot_be_fallen_back_to(kept: Path, kept_store: LanceStore) -> None:
+    keeper = TierKeeper(kept, kept_store, ())
+    item = next(item for item in keeper.candidates() if item.segment.tokens_path is None)
+    assert bytes_left(kept, item.segment, Tier.TOKENS) is None
+    with pytest.raises(ValueError, match="kept no tokens"):
+        keeper.demote(item, Tier.TOKENS, None)
+    assert tiers_of(kept_store)[item.segment.segment_id] is Tier.EXACT
+
+
+def test_a_dry_run_of_an_eviction_takes_the_steps_of_one(kept: Path) -> None:
+    for share in (0.9, 0.45, 0.25, 0.1):
+        size = str(round(kv_file_bytes(kept) * share))
+        planned = evict(kept, "--max-bytes", size, "--dry-run").json
+        assert planned["fits"] and planned["bytes_after"] <= int(size)
+    done = evict(kept, "--max-bytes", size).json
+    assert done["fits"] and done["bytes_after"] == kv_file_bytes(kept)
+
+
+def test_a_segment_s_bound_counts_its_tokens_where_they_are_kept() -> None:
+    recipe = tiny_recipe()
+    language = recipe.architecture["language"]
+    more = largest_segment_bytes(recipe, tokens=True)
+    plain = largest_segment_bytes(recipe)
+    assert more is not None and plain is not None
+    assert more - plain > 151 * 36 * language["width"] * 4
+    only = largest_segment_bytes(recipe, dense=False, tokens=True)
+    assert only == more - plain
+    store: Any = None
+    assert room_wanted(recipe, store, more, 1, tokens=True) == more
+    assert room_wanted(recipe, store, more - 1, 1, tokens=True) == 2 * only < more // 2
+    rules = (
+        RetentionRule(after_days=1, keep="tokens", camera="gate"),
+        RetentionRule(after_days=9, keep="none"),
+    )
+    storage = StorageSettings(retention=rules)
+    assert storage.may_keep_tokens and storage.keeps_tokens("gate")
+    assert not storage.keeps_tokens("yard") and not storage.keeps_tokens(None)
+    assert StorageSettings(keep_tokens=True).keeps_tokens("yard") and not StorageSettings().may_keep_tokens
