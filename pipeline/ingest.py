@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from indexers.access_log import shorten_access_log
-from indexers.errors import CorruptStaging
+from indexers.errors import CorruptStaging, DiskFull
 from indexers.lease import WriterLease
 from indexers.records import (
     DELETED,
@@ -135,6 +135,7 @@ class Ingestion:
         self._failed: set[str] = set()
         self._quarantined: set[str] = set()
         self._kept = KeptKV(manifest.recipe, settings.storage)
+        self._notices: list[str] = []
 
     def run(self, listed: list[Listed], wait_s: float) -> IngestReport:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
@@ -150,8 +151,16 @@ class Ingestion:
                 self._index(todo)
                 sweep(self._archive, self._store, lease)
                 shorten_access_log(self._archive, (row.segment_id for row in self._store.segments_of()), lease)
-                self._store.compact()
+                self._compact()
         return self._report(listed, time.monotonic() - started)
+
+    def _compact(self) -> None:
+        """Compaction writes tables anew; a disk without room for that is no failure of what was indexed."""
+        try:
+            self._store.compact()
+        except DiskFull as exc:
+            logger.warning("the tables were not compacted: %s", exc)
+            self._notices.append(f"the tables were not compacted: {exc}; make room and run vxl compact")
 
     def _recover_staged(self) -> None:
         """Commit segments that a killed run made durable but did not commit."""
@@ -360,7 +369,7 @@ class Ingestion:
             video_s=sum(row.duration_s or 0.0 for row in done),
             kv_bytes=sum(row.kv_bytes for row in done),
             sparse_bytes=sum(row.sparse_bytes for row in done),
-            notices=self._kept.notices(),
+            notices=(*self._kept.notices(), *self._notices),
         )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from indexers.access_log import last_uses
 from indexers.container import ALIGNMENT, aligned
-from indexers.errors import CorruptKV, StoreUnavailable
+from indexers.errors import CorruptKV, DiskFull, StoreUnavailable
 from indexers.kv_file import ITEM_BYTES, DenseKVReader
 from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow
 from indexers.store import LanceStore
@@ -280,7 +280,7 @@ class TierKeeper:
         """Demote until ``needed`` bytes are free under ``cap``, or nothing is left that may be demoted.
 
         First the coldest become int8, then int4, then they keep no dense KV: so much footage keeps some. Encoding
-        anew needs room for the new file beside the old one; where the cap does not give it, the coldest segment loses
+        anew needs room for the new file beside the old one; where cap or disk do not give it, the coldest segment loses
         its dense KV instead.
         """
         used = kv_file_bytes(self._folder)
@@ -313,17 +313,20 @@ class TierKeeper:
                 if kv_file_bytes(self._folder) + planned <= cap:
                     try:
                         step, row = self._reencode(item, tier)
+                    except DiskFull:  # no room to encode in, cap or no cap
+                        pass
                     except (CorruptKV, StorageError) as exc:  # damaged, or values that the codec cannot hold
                         logger.warning("segment %s stays as it is for now: %s", item.segment.segment_id, exc)
                         return None
-                    left[row.segment_id] = replace(item, segment=row)
-                    return step
+                    else:
+                        left[row.segment_id] = replace(item, segment=row)
+                        return step
             item = next(iter(left.values()))
         del left[item.segment.segment_id]
         return self.drop(item)
 
     def demote(self, item: Candidate, tier: Tier, cap: int | None) -> Demotion | None:
-        """One segment to a lower tier; ``None`` where the cap leaves no room to encode it anew.
+        """One segment to a lower tier; ``None`` where cap or disk leave no room to encode it anew.
 
         ``refresh_videos`` has to follow.
         """
@@ -333,7 +336,10 @@ class TierKeeper:
         with room_lock(self._folder):
             if planned is None or (cap is not None and kv_file_bytes(self._folder) + planned > cap):
                 return None
-            return self._reencode(item, tier)[0]
+            try:
+                return self._reencode(item, tier)[0]
+            except DiskFull:
+                return None
 
     def drop(self, item: Candidate) -> Demotion:
         """Give up a segment's dense KV: its row first, then its file."""
