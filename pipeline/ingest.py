@@ -44,7 +44,7 @@ from pipeline.recipe import Manifest
 from pipeline.results import IngestReport, VideoReport
 from pipeline.runner import Runner, make_runner
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
-from pipeline.tiers import KeptKV, TierKeeper, room_wanted
+from pipeline.tiers import KeptKV, TierKeeper, refresh_videos, room_wanted
 from pipeline.times import parse_time_zone
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,7 @@ class Ingestion:
         with WriterLease(self._archive, wait_s) as lease:
             self._store = LanceStore.open(self._archive)
             finish_deletions(self._store)
+            refresh_videos(self._store)
             self._rows = {row.video_id: row for row in self._store.videos()}
             self._recover_staged()
             sweep(self._archive, self._store, lease)

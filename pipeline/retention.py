@@ -23,7 +23,17 @@ from pipeline.admin import erase, finish_deletions
 from pipeline.config import RetentionRule, StorageSettings
 from pipeline.errors import UsageError
 from pipeline.reader import ArchiveReader
-from pipeline.tiers import Candidate, Demotion, Tier, TierKeeper, encoded_file_bytes, is_pinned, kv_file_bytes, tier_of
+from pipeline.tiers import (
+    Candidate,
+    Demotion,
+    Tier,
+    TierKeeper,
+    encoded_file_bytes,
+    is_pinned,
+    kv_file_bytes,
+    refresh_videos,
+    tier_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +124,7 @@ def run_retention(
                 logger.warning("no room to encode segment %s as %s; the next run tries again", segment.segment_id, tier)
             else:
                 steps.append(step)
-        keeper.refresh_videos({segment.video_id for segment, _, _ in plan.demotions})
+        refresh_videos(reader.store)
         going = reader.store.segments_of([row.video_id for row in plan.expired])
         sparse = sum(segment.sparse_bytes for segment in going)
         erase(reader.store, plan.expired, EXPIRED)
@@ -144,6 +154,7 @@ def evict(
             sweep(reader.folder, reader.store, lease)
             keeper = TierKeeper(reader.folder, reader.store, storage.pins)
             steps = keeper.make_room(cap, 0)
+            refresh_videos(reader.store)
             shorten_access_log(reader.folder, (item.segment_id for item in reader.store.segments_of()), lease)
         after = kv_file_bytes(reader.folder)
     return {

@@ -300,7 +300,8 @@ class TierKeeper:
                     done.append(step)
                     observe(step)
                     used = kv_file_bytes(self._folder)
-        self.refresh_videos({step.segment_id.rpartition("-")[0] for step in done})
+        if done:
+            refresh_videos(self._store)
         return done
 
     def _step(self, item: Candidate, tier: Tier, cap: int, left: dict[str, Candidate]) -> Demotion | None:
@@ -369,17 +370,15 @@ class TierKeeper:
         except OSError as exc:
             raise StoreUnavailable(str(path), str(exc)) from exc
 
-    def refresh_videos(self, video_ids: Collection[str]) -> None:
-        """Bring ``kv_bytes`` of these videos up to what their segments now take."""
-        if not video_ids:
-            return
-        sizes: dict[str, int] = {}
-        for segment in self._store.segments_of(sorted(video_ids)):
-            sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.kv_bytes
-        rows = [self._store.video(video_id) for video_id in sorted(video_ids)]
-        self._store.upsert_videos(
-            [replace(row, kv_bytes=sizes.get(row.video_id, 0)) for row in rows if row and row.state == INDEXED]
-        )
+
+def refresh_videos(store: LanceStore) -> None:
+    """Bring ``kv_bytes`` of indexed videos up to what their segments take: after demotions, and before other work,
+    since a process killed while it demoted left them behind. The caller holds the writer lease."""
+    sizes: dict[str, int] = {}
+    for segment in store.segments_of():
+        sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.kv_bytes
+    rows = [(row, sizes.get(row.video_id, 0)) for row in store.videos(states=[INDEXED])]
+    store.upsert_videos([replace(row, kv_bytes=size) for row, size in rows if row.kv_bytes != size])
 
 
 def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:
