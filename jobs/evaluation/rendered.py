@@ -161,15 +161,15 @@ def render(folder: Path, scenes: Sequence[Scene], workers: int | None = None) ->
     return facts
 
 
-def index(footage: Path, folder: Path, model: str) -> None:
-    """Make an archive of the footage with the sequential runner and default settings.
+def index(footage: Path, folder: Path, model: str, changed: Mapping[str, Any] | None = None) -> None:
+    """Make an archive of the footage with the sequential runner and default settings but for those ``changed``.
 
     Raises ``StageError`` unless every file was indexed.
     """
     from pipeline.archive import Archive
     from pipeline.config import load_settings
 
-    overrides = {"archive": str(folder), "model": model, "runner.kind": "local"}
+    overrides = {"archive": str(folder), "model": model, "runner.kind": "local", **(changed or {})}
     archive = Archive(folder, settings=load_settings(overrides=overrides))
     report = archive.ingest(footage, key_pattern=KEY_PATTERN, time_zone=TIME_ZONE)
     bad = [f"{video.uri}: {video.error_type}: {video.error_message}" for video in report.videos if video.error_type]
