@@ -7,6 +7,7 @@ order in which KV is demoted depends on the file: losing it, or a line of it, co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -55,6 +56,8 @@ def last_uses(folder: str | Path) -> dict[str, float]:
 def shorten_access_log(folder: str | Path, known: Iterable[str], lease: WriterLease) -> None:
     """Keep one line for each known segment. A use that is noted at this very moment may be lost.
 
+    Where nothing can be written the log stays as it is.
+
     ``ValueError`` unless ``lease`` is held.
     """
     if not lease.is_held:
@@ -63,6 +66,6 @@ def shorten_access_log(folder: str | Path, known: Iterable[str], lease: WriterLe
     if not uses:
         return
     lines = "".join(f"{uses[segment_id]:.0f} {segment_id}\n" for segment_id in sorted(known) if segment_id in uses)
-    with DurableFile(Path(folder) / ACCESS_LOG) as durable:
+    with contextlib.suppress(OSError), DurableFile(Path(folder) / ACCESS_LOG) as durable:
         durable.file.write(lines.encode())
         durable.commit()

@@ -102,8 +102,10 @@ class DurableFile:
 
     def discard(self) -> None:
         """Remove the temporary file; nothing after ``commit``."""
-        self.file.close()
-        self._temp.unlink(missing_ok=True)
+        try:
+            self.file.close()  # writes what is buffered, which a full disk refuses again
+        finally:
+            self._temp.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

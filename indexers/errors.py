@@ -2,6 +2,7 @@
 
     StoreError
     ├── StoreUnavailable*   the tables or files cannot be reached or opened
+    │   └── DiskFull        there is no room for what was to be written; nothing of it was committed
     ├── CommitConflict*     another writer committed first; the same write may be tried again
     ├── SchemaMismatch      the tables on disk are not the ones this version reads and writes
     ├── RowConflict         a key is already taken by a row made under other settings
@@ -44,6 +45,19 @@ class StoreUnavailable(StoreError):
         super().__init__(f"store {where!r} is not available: {cause}", where, cause)
         self.where = where
         self.cause = cause
+
+
+class DiskFull(StoreUnavailable):
+    """No room at ``where`` for ``needed`` bytes (``None``: not known); ``free`` are left. Nothing was committed."""
+
+    retryable = False
+
+    def __init__(self, where: str, needed: int | None, free: int) -> None:
+        wanted = "" if needed is None else f"{needed / 1e6:.2f} MB are needed and "
+        super().__init__(where, f"the disk is full: {wanted}{free / 1e6:.2f} MB are free")
+        self.facts = (where, needed, free)
+        self.needed = needed
+        self.free = free
 
 
 class CommitConflict(StoreError):

@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 
 from indexers.container import DurableFile, HeaderError, aligned, pack_header, read_header
+from indexers.disk import unavailable
 from indexers.errors import CorruptKV, MissingKV, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class DenseKVWriter:
 def write_dense_kv(path: str | Path, header: ChunkHeader, chunks: Iterable[Buffer]) -> WrittenKV:
     """Write one segment's chunks durably; an older file of the same name is replaced at once or not at all.
 
-    ``OSError`` (disk full, no permission) becomes ``StoreUnavailable`` and leaves nothing behind.
+    ``OSError`` becomes ``StoreUnavailable``, for a full disk ``DiskFull``, and leaves nothing behind.
     """
     try:
         with DenseKVWriter(path, header) as writer:
@@ -324,7 +325,7 @@ def write_dense_kv(path: str | Path, header: ChunkHeader, chunks: Iterable[Buffe
                 writer.write_chunk(payload)
             return writer.commit()
     except OSError as exc:
-        raise StoreUnavailable(str(path), str(exc)) from exc
+        raise unavailable(path, exc, sum(aligned(header.chunk_bytes(i)) for i in range(header.num_chunks))) from exc
 
 
 def rewrite_dense_kv(

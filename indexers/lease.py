@@ -7,6 +7,7 @@ machine sees the same locks. Readers take no lease.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -59,7 +60,8 @@ class WriterLease:
         try:
             self._lock(descriptor, wait_s)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_describe_self()).encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk: whoever makes room needs the lease, not its description
+                os.pwrite(descriptor, json.dumps(_describe_self()).encode(), 0)
         except BaseException:
             os.close(descriptor)
             raise

@@ -15,7 +15,8 @@ import pyarrow as pa
 import xxhash
 
 from indexers.container import DurableFile, HeaderError, aligned, pack_header, read_header, sync_folder
-from indexers.errors import CorruptStaging, StoreUnavailable
+from indexers.disk import unavailable
+from indexers.errors import CorruptStaging
 from indexers.records import SEGMENTS_SCHEMA, SegmentRows, rows_of, to_table
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def staged_path(folder: str | Path, segment_id: str) -> Path:
 
 
 def write_staged(folder: str | Path, rows: SegmentRows) -> Path:
-    """Write one segment's rows durably into the staging folder, replacing an earlier attempt; returns the path."""
+    """Write one segment's rows durably into the staging folder, replacing an earlier attempt; returns the path.
+
+    Raises ``StoreUnavailable``, for a full disk ``DiskFull``; nothing is left behind then.
+    """
     path = staged_path(folder, rows.segment_id)
     tables = (to_table([rows.segment], SEGMENTS_SCHEMA), rows.chunks, rows.embeddings, rows.sparse)
     try:
@@ -80,7 +84,7 @@ def write_staged(folder: str | Path, rows: SegmentRows) -> Path:
             durable.file.write(pack_header(MAGIC, fields))
             durable.commit()
     except OSError as exc:
-        raise StoreUnavailable(str(path), str(exc)) from exc
+        raise unavailable(path, exc, sum(table.nbytes for table in tables)) from exc
     return path
 
 

@@ -31,7 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexers.config import DEFAULT_SETTINGS, StoreSettings
-from indexers.errors import CommitConflict, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
+from indexers.disk import free_bytes, is_full, require_room
+from indexers.errors import CommitConflict, DiskFull, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
 from indexers.records import (
     BLOB_COLUMN,
     CHUNKS,
@@ -183,7 +184,7 @@ class LanceStore:
         """Insert one segment's rows; ``False`` if the segment was committed before, and then nothing changes.
 
         Rows that an interrupted insertion left behind are replaced. Raises ``RowConflict`` when the committed segment
-        has another fingerprint.
+        has another fingerprint, and ``DiskFull`` before anything is written where the rows have no room.
         """
         rows.check(self.embedding_dim)
         committed = self._scan(SEGMENTS, self._equals("segment_id", rows.segment_id), ["fingerprint"])
@@ -192,6 +193,7 @@ class LanceStore:
             if found != rows.segment["fingerprint"]:
                 raise RowConflict(SEGMENTS, rows.segment_id, "it was indexed with another model or other settings")
             return False
+        require_room(self.folder, sum(table.nbytes for table in (rows.chunks, rows.sparse, rows.embeddings)))
         self.drop_partial_segment(rows.segment_id)
         self._merge(CHUNKS, distinct(rows.chunks, KEYS[CHUNKS], keep="first"))
         for part in self._commit_sized(distinct(rows.sparse, KEYS[SPARSE_KV], keep="first")):
@@ -252,7 +254,8 @@ class LanceStore:
 
         Needs the writer lease. Versions younger than ``keep_versions_s`` stay for readers that still use them, so bytes
         of deleted rows go with the first compaction after that time. A large sparse-KV table is rewritten only when
-        enough of its bytes are not live, or with ``full``.
+        enough of its bytes are not live, or with ``full``. Raises ``DiskFull`` at a table that has no room to be
+        written anew.
         """
         keep = timedelta(seconds=self.settings.keep_versions_s)
         before = {name: self._table_bytes(name) for name in TABLES}
@@ -262,6 +265,7 @@ class LanceStore:
                 continue
             if name == EMBEDDINGS:
                 built_index = self._build_index()
+            require_room(self.folder, self._live_bytes(name))  # half a compaction would fill the disk and free nothing
             with _translated(name, self.folder):
                 self._table(name).optimize(cleanup_older_than=keep, delete_unverified=True)
         after = {name: self._table_bytes(name) for name in TABLES}
@@ -432,7 +436,7 @@ class LanceStore:
         """One keyed commit: rows with new keys are inserted; rows with known keys replaced or, by default, left."""
         if rows.num_rows == 0:
             return
-        with _translated(name, self.folder):
+        with _translated(name, self.folder, rows.nbytes):
             merge = self._table(name).merge_insert(KEYS[name])
             if update:
                 merge = merge.when_matched_update_all()
@@ -508,9 +512,17 @@ class LanceStore:
         # LanceDB rewrites every blob of a table that has grown since, so a large one is left until much is to be won.
         if table_bytes <= self.settings.sparse_compact_bytes:
             return True
-        descriptors = self._scan(SPARSE_KV, None, [BLOB_COLUMN])[BLOB_COLUMN].combine_chunks()
-        live_bytes = pc.sum(descriptors.field("size")).as_py() or 0
-        return 1 - live_bytes / table_bytes > self.settings.sparse_compact_waste
+        return 1 - self._live_bytes(SPARSE_KV) / table_bytes > self.settings.sparse_compact_waste
+
+    def _live_bytes(self, name: str) -> int:
+        """Bytes of the files that the newest version of a table consists of, blobs counted by their values."""
+        with _translated(name, self.folder):
+            stats: Any = self._table(name).stats()
+        live_bytes = int(stats["total_bytes"])
+        if name == SPARSE_KV:
+            descriptors = self._scan(SPARSE_KV, None, [BLOB_COLUMN])[BLOB_COLUMN].combine_chunks()
+            live_bytes += pc.sum(descriptors.field("size")).as_py() or 0
+        return live_bytes
 
     def _table_bytes(self, name: str) -> int:
         return sum(
@@ -661,14 +673,20 @@ def _remove_tree(folder: Path) -> int:
 
 
 @contextmanager
-def _translated(table: str, folder: Path) -> Iterator[None]:
-    """LanceDB raises plain ``ValueError``, ``RuntimeError`` and ``OSError``; its message is all there is to go by."""
+def _translated(table: str, folder: Path, needed: int | None = None) -> Iterator[None]:
+    """LanceDB raises plain ``ValueError``, ``RuntimeError`` and ``OSError``; its message is all there is to go by.
+
+    ``needed`` is given for writes, in bytes: one that fails where there is no room for so much failed for that reason,
+    whatever the message says.
+    """
     try:
         yield
-    except OSError as exc:
-        raise StoreUnavailable(str(folder), f"{table}: {exc}") from exc
-    except (ValueError, RuntimeError) as exc:
+    except (OSError, ValueError, RuntimeError) as exc:
+        if is_full(exc) or (needed is not None and free_bytes(folder) < needed):
+            raise DiskFull(str(folder), needed, free_bytes(folder)) from exc
         text = str(exc)
+        if isinstance(exc, OSError):
+            raise StoreUnavailable(str(folder), f"{table}: {text}") from exc
         lowered = text.lower()
         if "conflict" in lowered or "concurrent" in lowered:
             raise CommitConflict(table, text) from exc

@@ -47,7 +47,7 @@ class SweepReport:
 
 
 def find_orphans(folder: str | Path, store: LanceStore) -> list[Orphan]:
-    """Files under ``kv/`` and ``staging/`` that nothing refers to; changes nothing.
+    """Files under ``kv/`` and ``staging/`` that nothing refers to, and unfinished files beside them; changes nothing.
 
     A file of KV or of tokens is needed by the committed segment that names it and by a readable staged segment of a
     known video. Files of other kinds are not ours and are left alone.
@@ -71,6 +71,9 @@ def find_orphans(folder: str | Path, store: LanceStore) -> list[Orphan]:
                 reason = _note_needed_by(path, folder, needed)
         if reason is not None:
             orphans.append(_orphan(folder, path, reason))
+    for path in sorted(folder.glob(f".*{TEMP_SUFFIX}")):
+        if path.is_file() and not path.is_symlink():
+            orphans.append(_orphan(folder, path, "unfinished file"))
     for path in _files(folder / KV_FOLDER):
         if path.name.endswith(TEMP_SUFFIX):
             orphans.append(_orphan(folder, path, "unfinished file"))

@@ -20,6 +20,7 @@ from pipeline.errors import (
     ModelMismatch,
     StageError,
     StorageError,
+    StorageFull,
     UsageError,
 )
 from pipeline.results import AnomalyResult, Answer, IngestReport, Moment, SearchResult
@@ -54,7 +55,7 @@ def translated(call: Callable[P, R]) -> Callable[P, R]:
 
 def translate(error: Exception) -> ArchiveError:
     """The SDK's error for one of ``indexers`` or ``videoxl2``."""
-    from indexers.errors import ArchiveLocked, CorruptKV, SchemaMismatch, StoreError
+    from indexers.errors import ArchiveLocked, CorruptKV, DiskFull, SchemaMismatch, StoreError
     from videoxl2.errors import CheckpointMismatch, FingerprintMismatch, ModelError
 
     match error:
@@ -62,6 +63,8 @@ def translate(error: Exception) -> ArchiveError:
             return ArchiveBusy(str(error))
         case SchemaMismatch() | FingerprintMismatch():
             return ModelMismatch(str(error))
+        case DiskFull():
+            return StorageFull(error.where, error.cause)
         case CorruptKV():
             return StorageError(str(error))
         case StoreError():

@@ -9,12 +9,14 @@
     ├── MediaError            one video, named by its URI
     │   ├── UnreadableMedia   the bytes are not a video that can be decoded
     │   ├── MediaFetchError*  the bytes could not be fetched
+    │   ├── ScratchFull       the temporary folder has no room for the file
     │   ├── MediaChanged      the object was replaced between listing and reading
     │   ├── DecoderCrashed*   the decoding process died
     │   └── DecoderTimeout*   the decoding process made no progress and was ended
     ├── StageError            a stage of ingestion failed for a reason that is not the video's
     ├── WorkerLost*           the process that was indexing a video died
     ├── StorageError          stored rows or KV that cannot be read, or a write that failed
+    │   └── StorageFull       the archive's disk has no room for what was to be written
     └── EvidenceUnavailable   a clip, frame or thumbnail that is not there any more
 
 ``*`` may succeed when tried again (``retryable``). Every class survives pickling between processes.
@@ -99,6 +101,10 @@ class MediaFetchError(MediaError):
     retryable = True
 
 
+class ScratchFull(MediaError):
+    """The temporary folder (``TMPDIR``) has no room for this file; the run goes on, the next one tries it again."""
+
+
 class MediaChanged(MediaError):
     """The object was replaced or removed after it was listed; the next run sees the new version."""
 
@@ -139,3 +145,18 @@ class EvidenceUnavailable(ArchiveError):
 
 class StorageError(ArchiveError):
     """Stored rows or KV cannot be read, or a write failed; the message names the place."""
+
+
+class StorageFull(StorageError):
+    """The archive's disk is full. What was committed stays and can be asked; the segment at hand is not committed."""
+
+    def __init__(self, where: str, cause: str) -> None:
+        super().__init__(
+            f"cannot write to the archive at {where!r}: {cause}; what is committed stays as it is. Make room "
+            "(vxl kv evict, vxl delete, or a larger disk) and run the same command again"
+        )
+        self.where = where
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.cause)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,12 +41,12 @@ def evidence_for(reader: ArchiveReader, video: VideoRow, group_id: str, start_s:
 @contextmanager
 def _source(reader: ArchiveReader, video: VideoRow) -> Iterator[Path]:
     """The source video as a local file, for as long as the block runs."""
-    from pipeline.media import fetch_uri
+    from pipeline.media import fetch_uri, scratch_folder
 
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="vxl-evidence-"))
         try:
-            media = stack.enter_context(fetch_uri(video.uri, video.etag, reader.settings.s3, Path(scratch)))
+            scratch = stack.enter_context(scratch_folder(video.uri, "vxl-evidence-"))
+            media = stack.enter_context(fetch_uri(video.uri, video.etag, reader.settings.s3, scratch))
         except ArchiveError as exc:
             raise EvidenceUnavailable(f"the source of this result cannot be read any more: {exc}") from exc
         yield Path(media.path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from indexers.access_log import shorten_access_log
-from indexers.errors import CorruptStaging
+from indexers.errors import CorruptStaging, DiskFull
 from indexers.lease import WriterLease
 from indexers.records import (
     DELETED,
@@ -44,7 +44,7 @@ from pipeline.recipe import Manifest
 from pipeline.results import IngestReport, VideoReport
 from pipeline.runner import Runner, make_runner
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
-from pipeline.tiers import KeptKV, TierKeeper, room_wanted
+from pipeline.tiers import KeptKV, TierKeeper, refresh_videos, room_wanted
 from pipeline.times import parse_time_zone
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class Ingestion:
         self._quarantined: set[str] = set()
         self._kept = KeptKV(manifest.recipe, settings.storage)
         self._prefill_s = 0.0
+        self._notices: list[str] = []
 
     def run(self, listed: list[Listed], wait_s: float) -> IngestReport:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
@@ -143,6 +144,7 @@ class Ingestion:
         with WriterLease(self._archive, wait_s) as lease:
             self._store = LanceStore.open(self._archive)
             finish_deletions(self._store)
+            refresh_videos(self._store)
             self._rows = {row.video_id: row for row in self._store.videos()}
             self._recover_staged()
             sweep(self._archive, self._store, lease)
@@ -151,8 +153,16 @@ class Ingestion:
                 self._index(todo)
                 sweep(self._archive, self._store, lease)
                 shorten_access_log(self._archive, (row.segment_id for row in self._store.segments_of()), lease)
-                self._store.compact()
+                self._compact()
         return self._report(listed, time.monotonic() - started)
+
+    def _compact(self) -> None:
+        """Compaction writes tables anew; a disk without room for that is no failure of what was indexed."""
+        try:
+            self._store.compact()
+        except DiskFull as exc:
+            logger.warning("the tables were not compacted: %s", exc)
+            self._notices.append(f"the tables were not compacted: {exc}; make room and run vxl compact")
 
     def _recover_staged(self) -> None:
         """Commit segments that a killed run made durable but did not commit."""
@@ -371,7 +381,7 @@ class Ingestion:
             video_s=sum(row.duration_s or 0.0 for row in done),
             kv_bytes=sum(row.kv_bytes for row in done),
             sparse_bytes=sum(row.sparse_bytes for row in done),
-            notices=self._kept.notices(),
+            notices=(*self._kept.notices(), *self._notices),
         )
 
 

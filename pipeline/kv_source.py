@@ -9,7 +9,6 @@ its checksum holds.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -318,21 +317,21 @@ def encode_segment(reader: ArchiveReader, video_id: str, segment_index: int) -> 
 
 def _segment_batches(reader: ArchiveReader, video: VideoRow, segment_index: int) -> Iterator[Any]:
     from pipeline.decode_worker import DecodeWorker, FrameBatch
-    from pipeline.media import fetch_uri
+    from pipeline.media import fetch_uri, scratch_folder
     from pipeline.stages import decode_request
 
-    with tempfile.TemporaryDirectory(prefix="vxl-recompute-") as scratch:
-        try:
-            with (
-                fetch_uri(video.uri, video.etag, reader.settings.s3, Path(scratch)) as media,
-                DecodeWorker(reader.settings.decode) as decoder,
-            ):
-                request = decode_request(reader.manifest.recipe, first_segment=segment_index)
-                for event in decoder.decode(str(media.path), video.uri, request):
-                    if not isinstance(event, FrameBatch):
-                        continue
-                    if event.segment_index > segment_index:
-                        return
-                    yield event
-        except ArchiveError as exc:
-            raise EvidenceUnavailable(f"KV cannot be recomputed: {exc}") from exc
+    try:
+        with (
+            scratch_folder(video.uri, "vxl-recompute-") as scratch,
+            fetch_uri(video.uri, video.etag, reader.settings.s3, scratch) as media,
+            DecodeWorker(reader.settings.decode) as decoder,
+        ):
+            request = decode_request(reader.manifest.recipe, first_segment=segment_index)
+            for event in decoder.decode(str(media.path), video.uri, request):
+                if not isinstance(event, FrameBatch):
+                    continue
+                if event.segment_index > segment_index:
+                    return
+                yield event
+    except ArchiveError as exc:
+        raise EvidenceUnavailable(f"KV cannot be recomputed: {exc}") from exc

@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 
 
 _GIVEN_UP = {QUARANTINED, EXPIRED, DELETING, DELETED}
-_RETRYABLE_ERRORS = {"MediaFetchError", "MediaChanged"}
+_RETRYABLE_ERRORS = {"MediaFetchError", "MediaChanged", "ScratchFull"}
 
 
 def verdict(row: VideoRow | None) -> Verdict:

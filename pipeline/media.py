@@ -11,15 +11,26 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError, MediaChanged, MediaFetchError, SourceUnavailable, StageError
+from indexers.disk import is_full
+from pipeline.errors import (
+    ArchiveError,
+    ConfigError,
+    MediaChanged,
+    MediaFetchError,
+    ScratchFull,
+    SourceUnavailable,
+    StageError,
+)
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".m2t", ".mpg"),
@@ -150,6 +161,7 @@ def fetch_uri(
     Raises:
         MediaFetchError: it cannot be read (retryable).
         MediaChanged: it is gone, or another version is there.
+        ScratchFull: ``scratch_dir`` has no room for it.
     """
     if uri.startswith("s3://"):
         bucket, _, key = uri[len("s3://") :].partition("/")
@@ -361,10 +373,10 @@ def _download(client: _Client, uri: str, bucket: str, key: str, etag: str | None
     condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
     try:
         answer = client.get().get_object(Bucket=bucket, Key=key, **condition)
-        with contextlib.closing(answer["Body"]) as body, _open_scratch(path) as file:
+        with contextlib.closing(answer["Body"]) as body, _written_scratch(uri, path, answer["ContentLength"]) as file:
             num_bytes = 0
             for part in body.iter_chunks(_READ_BYTES):
-                _write_scratch(file, part)
+                file.write(part)
                 num_bytes += len(part)
         if num_bytes != answer["ContentLength"]:
             raise MediaFetchError(uri, f"{num_bytes} bytes arrived instead of {answer['ContentLength']}")
@@ -379,19 +391,55 @@ def _download(client: _Client, uri: str, bucket: str, key: str, etag: str | None
         raise MediaFetchError(uri, f"the download failed: {_first_line(exc)}") from exc
 
 
-def _open_scratch(path: Path) -> Any:
+@contextlib.contextmanager
+def scratch_folder(uri: str, prefix: str) -> Iterator[Path]:
+    """A temporary folder for the bytes of one video, removed afterwards. Raises ``ScratchFull``, ``StageError``."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+        except OSError as exc:
+            raise _scratch_error(uri, Path(tempfile.gettempdir()), exc) from exc
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _written_scratch(uri: str, path: Path, num_bytes: int) -> Iterator[_ScratchFile]:
+    """A new file for a video of so many bytes; what fails about writing it is told from what fails about reading."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb")
+        file = path.open("xb", buffering=0)
     except OSError as exc:
-        raise StageError("fetch", f"the scratch folder cannot be written: {exc.strerror or exc}") from exc
+        raise _scratch_error(uri, path.parent, exc, num_bytes) from exc
+    with file:
+        yield _ScratchFile(file, uri, path.parent, num_bytes)
 
 
-def _write_scratch(file: Any, part: bytes) -> None:
-    try:
-        file.write(part)
-    except OSError as exc:
-        raise StageError("fetch", f"the scratch folder cannot be written: {exc.strerror or exc}") from exc
+class _ScratchFile:
+    """Writes parts of a video, unbuffered: closing has nothing left to fail at."""
+
+    def __init__(self, file: FileIO, uri: str, folder: Path, num_bytes: int) -> None:
+        self._file = file
+        self._uri = uri
+        self._folder = folder
+        self._num_bytes = num_bytes
+
+    def write(self, part: bytes) -> None:
+        view = memoryview(part)
+        while view.nbytes:
+            try:
+                view = view[self._file.write(view) :]
+            except OSError as exc:
+                raise _scratch_error(self._uri, self._folder, exc, self._num_bytes) from exc
+
+
+def _scratch_error(uri: str, folder: Path, error: OSError, num_bytes: int | None = None) -> ArchiveError:
+    if not is_full(error):
+        return StageError("fetch", f"the scratch folder cannot be written: {error.strerror or error}")
+    needed = "" if num_bytes is None else f" for its {num_bytes / 1e6:.1f} MB"
+    return ScratchFull(
+        uri,
+        f"the temporary folder {str(folder)!r} has no room{needed}; make some, or name a larger one in TMPDIR",
+    )
 
 
 @contextlib.contextmanager

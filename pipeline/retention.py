@@ -32,6 +32,7 @@ from pipeline.tiers import (
     bytes_left,
     is_pinned,
     kv_file_bytes,
+    refresh_videos,
     tier_of,
 )
 
@@ -135,7 +136,7 @@ def run_retention(
                 logger.warning("no room to encode segment %s as %s; the next run tries again", segment.segment_id, tier)
             else:
                 steps.append(step)
-        keeper.refresh_videos({segment.video_id for segment, _, _ in plan.demotions})
+        refresh_videos(reader.store)
         going = reader.store.segments_of([row.video_id for row in plan.expired])
         sparse = sum(segment.sparse_bytes for segment in going)
         erase(reader.store, plan.expired, EXPIRED)
@@ -165,6 +166,7 @@ def evict(
             sweep(reader.folder, reader.store, lease)
             keeper = TierKeeper(reader.folder, reader.store, storage.pins)
             steps = keeper.make_room(cap, 0)
+            refresh_videos(reader.store)
             shorten_access_log(reader.folder, (item.segment_id for item in reader.store.segments_of()), lease)
         after = kv_file_bytes(reader.folder)
     return {

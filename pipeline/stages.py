@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indexers.errors import StoreUnavailable
+from indexers.disk import unavailable
+from indexers.errors import DiskFull, StoreUnavailable
 from indexers.staging import write_staged
 from indexers.sweep import STAGING_FOLDER
 from pipeline.config import Settings
 from pipeline.decode_worker import DecodeRequest, DecodeWorker, Finished, FrameBatch, Probed
-from pipeline.errors import ArchiveError, MediaError, StageError
-from pipeline.media import fetch_uri
+from pipeline.errors import ArchiveError, MediaError, StageError, StorageFull
+from pipeline.media import fetch_uri, scratch_folder
 from pipeline.recipe import Manifest, Recipe
 from pipeline.segment import SegmentBuilder
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
@@ -80,8 +80,8 @@ class VideoIndexer:
     def index(self, task: VideoTask) -> Iterator[WorkerEvent]:
         """Events of one attempt, ending with ``VideoDone`` or ``StageFailure``.
 
-        Only a failure to write (disk full, storage gone) or to load the model raises: that is no fault of the video and
-        ends the run.
+        Only a failure to write to the archive (``StorageFull``, or storage gone) or to load the model raises: that is
+        no fault of the video and ends the run.
         """
         facts: dict[str, Any] = {}
         stage = _Stage("fetch")
@@ -93,7 +93,7 @@ class VideoIndexer:
             raise exc.error from exc
         except (OSError, StoreUnavailable) as exc:
             if stage.name == "write":
-                raise StageError("write", f"cannot write to the archive: {exc}") from exc
+                raise self._write_error(exc) from exc
             yield StageFailure.from_error(task, stage.name, exc, facts)
         except Exception as exc:  # a video that breaks the model's code must not stop the others
             if not isinstance(exc, ArchiveError):
@@ -109,8 +109,8 @@ class VideoIndexer:
         num_segments = task.first_segment
         last_progress = 0.0
         with (
-            tempfile.TemporaryDirectory(prefix="vxl-fetch-") as scratch,
-            fetch_uri(task.uri, task.etag, self._settings.s3, Path(scratch)) as media,
+            scratch_folder(task.uri, "vxl-fetch-") as scratch,
+            fetch_uri(task.uri, task.etag, self._settings.s3, scratch) as media,
         ):
             stage.name = "decode"
             for event in self._decoder.decode(str(media.path), task.uri, request):
@@ -152,6 +152,12 @@ class VideoIndexer:
         if num_segments == 0:
             raise MediaError(task.uri, "decoding gave no frame")
         yield VideoDone(video_id=task.video_id, num_segments=num_segments, facts=facts)
+
+    def _write_error(self, error: OSError | StoreUnavailable) -> ArchiveError:
+        found = unavailable(self._archive, error) if isinstance(error, OSError) else error
+        if isinstance(found, DiskFull):
+            return StorageFull(found.where, found.cause)
+        return StageError("write", f"cannot write to the archive: {error}")
 
     def _loaded(self) -> Models:
         assert self._models is not None

@@ -28,7 +28,7 @@ import numpy as np
 
 from indexers.access_log import last_uses
 from indexers.container import ALIGNMENT, aligned
-from indexers.errors import CorruptKV, StoreUnavailable
+from indexers.errors import CorruptKV, DiskFull, StoreUnavailable
 from indexers.kv_file import ITEM_BYTES, DenseKVReader
 from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow
 from indexers.store import LanceStore
@@ -314,8 +314,8 @@ class TierKeeper:
         """Demote until ``needed`` bytes are free under ``cap``, or nothing is left that may be demoted.
 
         First the coldest become int8, then int4, then their tokens are left where they are kept, then nothing is: so
-        much footage keeps some. Encoding anew needs room for the new file beside the old one; where the cap does not
-        give it, the coldest segment loses its dense KV instead.
+        much footage keeps some. Encoding anew needs room for the new file beside the old one; where cap or disk
+        do not give it, the coldest segment loses its dense KV instead.
         """
         used = kv_file_bytes(self._folder)
         if used + needed <= cap:
@@ -334,7 +334,8 @@ class TierKeeper:
                     done.append(step)
                     observe(step)
                     used = kv_file_bytes(self._folder)
-        self.refresh_videos({step.segment_id.rpartition("-")[0] for step in done})
+        if done:
+            refresh_videos(self._store)
         return done
 
     def _step(self, item: Candidate, tier: Tier, cap: int, left: dict[str, Candidate]) -> Demotion | None:
@@ -349,11 +350,14 @@ class TierKeeper:
                 if kv_file_bytes(self._folder) + planned <= cap:
                     try:
                         step, row = self._reencode(item, tier)
+                    except DiskFull:  # no room to encode in, cap or no cap
+                        pass
                     except (CorruptKV, StorageError) as exc:  # damaged, or values that the codec cannot hold
                         logger.warning("segment %s stays as it is for now: %s", item.segment.segment_id, exc)
                         return None
-                    left[row.segment_id] = replace(item, segment=row)
-                    return step
+                    else:
+                        left[row.segment_id] = replace(item, segment=row)
+                        return step
             item = next(other for other in left.values() if other.segment.kv_path is not None)
             tier = Tier.NONE if item.segment.tokens_path is None else Tier.TOKENS
         step, row = self.drop(item, tier)
@@ -361,7 +365,7 @@ class TierKeeper:
         return step
 
     def demote(self, item: Candidate, tier: Tier, cap: int | None) -> Demotion | None:
-        """One segment to a lower tier; ``None`` where the cap leaves no room to encode it anew.
+        """One segment to a lower tier; ``None`` where cap or disk leave no room to encode it anew.
 
         ``refresh_videos`` has to follow. ``ValueError`` for tokens of a segment that has kept none.
         """
@@ -371,7 +375,10 @@ class TierKeeper:
         with room_lock(self._folder):
             if planned is None or (cap is not None and kv_file_bytes(self._folder) + planned > cap):
                 return None
-            return self._reencode(item, tier)[0]
+            try:
+                return self._reencode(item, tier)[0]
+            except DiskFull:
+                return None
 
     def drop(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
         """Give up a segment's dense KV, and unless ``tier`` is tokens those too: its row first, then its files."""
@@ -407,17 +414,15 @@ class TierKeeper:
         except OSError as exc:
             raise StoreUnavailable(str(path), str(exc)) from exc
 
-    def refresh_videos(self, video_ids: Collection[str]) -> None:
-        """Bring ``kv_bytes`` of these videos up to what their segments now take."""
-        if not video_ids:
-            return
-        sizes: dict[str, int] = {}
-        for segment in self._store.segments_of(sorted(video_ids)):
-            sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.file_bytes
-        rows = [self._store.video(video_id) for video_id in sorted(video_ids)]
-        self._store.upsert_videos(
-            [replace(row, kv_bytes=sizes.get(row.video_id, 0)) for row in rows if row and row.state == INDEXED]
-        )
+
+def refresh_videos(store: LanceStore) -> None:
+    """Bring ``kv_bytes`` of indexed videos up to what their segments take: after demotions, and before other work,
+    since a process killed while it demoted left them behind. The caller holds the writer lease."""
+    sizes: dict[str, int] = {}
+    for segment in store.segments_of():
+        sizes[segment.video_id] = sizes.get(segment.video_id, 0) + segment.file_bytes
+    rows = [(row, sizes.get(row.video_id, 0)) for row in store.videos(states=[INDEXED])]
+    store.upsert_videos([replace(row, kv_bytes=size) for row, size in rows if row.kv_bytes != size])
 
 
 def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:

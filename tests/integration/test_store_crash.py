@@ -1,23 +1,18 @@
-"""Real processes: a writer that is killed at random moments, and a reader beside a writer."""
+"""A reader beside a writer, two real processes. ``tests/faults/test_kill_moments.py`` kills writers."""
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from indexers.errors import MissingKV
-from indexers.fingerprint import table_fingerprint
 from indexers.kv_file import DenseKVReader
-from indexers.lease import WriterLease
 from indexers.records import VideoRow
 from indexers.store import LanceStore
-from indexers.sweep import find_orphans, missing_kv, sweep
 from indexers.testing import EMBEDDING_DIM
 
 WRITER = '''
@@ -107,39 +102,6 @@ def check_whole(store: LanceStore, video: VideoRow) -> None:
         assert sum(parts.num_groups for parts in sparse.values()) == segment.num_groups
         with DenseKVReader(store.folder / (segment.kv_path or ""), segment.kv_digest) as reader:
             reader.verify()
-
-
-@pytest.mark.timeout(120)
-def test_killed_at_random_moments_and_run_again_the_archive_is_the_same(tmp_path: Path, writer: Path) -> None:
-    folders = [tmp_path / "undisturbed", tmp_path / "killed"]
-    for folder in folders:
-        LanceStore.create(folder, EMBEDDING_DIM)
-    undisturbed = start(writer, folders[0])
-    started = time.monotonic()
-    assert undisturbed.wait(timeout=60) == 0
-    run_s = time.monotonic() - started
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}, an undisturbed run takes {run_s:.2f} s")
-    moments = random.Random(seed)
-    for _ in range(5):
-        process = start(writer, folders[1])
-        time.sleep(moments.uniform(0, run_s / 3))
-        process.kill()
-        process.wait()
-        check_what_readers_see(folders[1])
-    assert start(writer, folders[1]).wait(timeout=60) == 0
-    stores = [LanceStore.open(folder) for folder in folders]
-    with WriterLease(folders[1]) as lease:
-        sweep(folders[1], stores[1], lease)
-    assert table_fingerprint(stores[1]) == table_fingerprint(stores[0])
-    trees = [
-        {path.relative_to(folder / "kv"): path.read_bytes() for path in (folder / "kv").rglob("*") if path.is_file()}
-        for folder in folders
-    ]
-    assert trees[1] == trees[0]
-    assert find_orphans(folders[1], stores[1]) == []
-    assert missing_kv(stores[1]) == []
-    assert len(stores[1].visible_videos()) == 3
 
 
 @pytest.mark.timeout(120)

@@ -13,6 +13,8 @@ from indexers import errors
 CASES = [
     errors.StoreError("boom"),
     errors.StoreUnavailable("/a", "gone"),
+    errors.DiskFull("/a", 5_000_000, 1_000_000),
+    errors.DiskFull("/a", None, 1_000_000),
     errors.CommitConflict("videos", "twice"),
     errors.SchemaMismatch("videos", "columns"),
     errors.RowConflict("segments", "k", "other settings"),
@@ -39,8 +41,8 @@ def test_every_class_is_covered_and_only_two_are_retryable() -> None:
 
 
 def test_corrupt_kv_names_file_and_chunk() -> None:
-    assert "'/a.vxlkv', chunk 3" in str(CASES[5])
-    assert "'/a.vxlkv', header" in str(CASES[6])
+    assert "'/a.vxlkv', chunk 3" in str(CASES[7])
+    assert "'/a.vxlkv', header" in str(CASES[8])
 
 
 def test_the_package_and_all_its_names_load_without_heavy_libraries() -> None:

@@ -45,7 +45,7 @@ def test_the_docstring_draws_every_class_with_its_parent_and_exit_code() -> None
         for kind in CLASSES
     }
     assert drawn() == real
-    assert len(real) == 16
+    assert len(real) == 18
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

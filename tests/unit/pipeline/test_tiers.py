@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from indexers.access_log import note_uses
+from indexers.errors import DiskFull
 from indexers.kv_file import DenseKVReader
 from indexers.lease import WriterLease
-from indexers.records import VideoRow
+from indexers.records import SegmentRow, VideoRow
 from indexers.store import LanceStore
 from indexers.sweep import find_orphans, missing_kv, sweep
 from indexers.testing import CrashingStore, SegmentShape, SimulatedCrash, add_video, make_video
@@ -32,6 +33,7 @@ from pipeline.tiers import (
     kept_dense,
     kv_file_bytes,
     largest_segment_bytes,
+    refresh_videos,
     room_wanted,
     tier_of,
     token_bytes,
@@ -197,6 +199,36 @@ def test_a_damaged_file_is_not_encoded_and_does_not_stop_the_rest(archive: Path,
     steps = shrink(archive, TierKeeper(archive, store, ()), kv_file_bytes(archive) - 1000)
     assert [step.segment_id for step in steps] == [ids[1]]
     assert tiers_of(store)[ids[0]] is Tier.EXACT
+
+
+def test_a_disk_without_room_to_encode_in_loses_the_coldest_instead(
+    archive: Path, store: LanceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, segment: SegmentRow, codec: str) -> Any:
+        raise DiskFull(str(folder), 1, 0)
+
+    monkeypatch.setattr(tiers, "reencode_segment", refuse)
+    keeper = TierKeeper(archive, store, ())
+    coldest = keeper.candidates()[0]
+    steps = shrink(archive, keeper, kv_file_bytes(archive) - 1000)
+    assert [(step.segment_id, step.after) for step in steps] == [(coldest.segment.segment_id, Tier.NONE)]
+    check_files(archive, store)
+    assert keeper.demote(keeper.candidates()[0], Tier.INT8, None) is None
+
+
+def test_sizes_that_a_killed_demotion_left_behind_are_put_right_by_the_next_writer(archive: Path) -> None:
+    with WriterLease(archive), LanceStore.open(archive) as store:
+        refresh_videos(store)
+        keeper = TierKeeper(archive, store, ())
+        step = keeper.demote(keeper.candidates()[0], Tier.INT8, None)
+        assert step is not None
+        video_id = step.segment_id.rpartition("-")[0]
+        before = store.video(video_id)
+        assert before is not None and before.kv_bytes > sum(row.kv_bytes for row in store.segments(video_id))
+    Archive(archive, settings=load_settings(environ={})).kv.evict(max_bytes=1 << 40)
+    with LanceStore.open(archive) as store:
+        after = store.video(video_id)
+        assert after is not None and after.kv_bytes == sum(row.kv_bytes for row in store.segments(video_id))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
