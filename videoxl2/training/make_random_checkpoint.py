@@ -27,7 +27,14 @@ from videoxl2.training.paraphrases import all_paraphrase_words
 from videoxl2.training.vocabulary import training_sentences
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>")
-TIME_TOKENS = ("Time ", *(f".{digit}s:" for digit in range(10)))
+TIME_TOKENS = (
+    "Time ",
+    *(f".{digit}s:" for digit in range(10)),
+    *(f"Time {number}" for number in range(100)),
+    *(f"{digit}.0s:" for digit in range(10)),
+    *(f"{number:02d}.0s:" for number in range(100)),
+)
+"""A timestamp of whole seconds below 10,000 is two of these; other times take some tokens more."""
 _VOCAB_SIZE = 900
 _ATTENTION_GAIN = 2.0
 """Random queries and keys are made larger, or attention would average everything and outputs would hardly differ."""
@@ -60,7 +67,7 @@ def build_tokenizer(vocab_size: int = _VOCAB_SIZE) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(tiny_sentences(), trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    # A timestamp is then one token, its digits, and one more: timestamps are what long videos pay for most.
+    # Timestamps are what long videos pay for most: every later token sees them, and they see every earlier one.
     tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in TIME_TOKENS])
     return tokenizer
 

@@ -54,10 +54,10 @@ TRAINED_STAGES: tuple[Stage, ...] = ("perception", "search", "pretraining", "ins
 """Those that have a learning rate, a log and a curve."""
 
 DEFAULTS: Mapping[str, TrainSettings] = {
-    "perception": TrainSettings(steps=12_000, learning_rate=1.5e-3),
-    "search": TrainSettings(steps=12_000, learning_rate=5e-4),
-    "pretraining": TrainSettings(steps=8_000, learning_rate=1.5e-3, final_rate=0.1),
-    "instruction": TrainSettings(steps=8_000, learning_rate=8e-4, final_rate=0.1),
+    "perception": TrainSettings(steps=12_000, learning_rate=2e-3, optimizer="muon"),
+    "search": TrainSettings(steps=12_000, learning_rate=8e-4, optimizer="muon"),
+    "pretraining": TrainSettings(steps=8_000, learning_rate=1.5e-3, optimizer="muon"),
+    "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
     "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12)),

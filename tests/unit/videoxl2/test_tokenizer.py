@@ -28,8 +28,9 @@ def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
 def test_timestamps_have_one_decimal(tokenizer: Tokenizer) -> None:
     for t_s, text in ((0, "Time 0.0s:"), (1234.5, "Time 1234.5s:"), (12.34, "Time 12.3s:"), (9.96, "Time 10.0s:")):
         assert tokenizer.decode(tokenizer.timestamp_ids(t_s)) == text
-    lengths = [len(tokenizer.timestamp_ids(t_s)) for t_s in (5.0, 50.0, 500.0)]
-    assert lengths == [lengths[0], lengths[0] + 1, lengths[0] + 2]
+    times_s = (0.0, 5.0, 12.0, 12.5, 599.0, 2405.0, 9999.0)
+    assert {len(tokenizer.timestamp_ids(t_s)) for t_s in times_s} == {2}, "two tokens, whatever the time"
+    assert len({tuple(tokenizer.timestamp_ids(t_s)) for t_s in times_s}) == len(times_s)
 
 
 def test_prompt_is_the_published_template(tokenizer: Tokenizer) -> None:
