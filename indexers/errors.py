@@ -8,7 +8,8 @@
     ├── CorruptKV           stored KV bytes are not the bytes that were written
     │   └── MissingKV       the KV file that a row names is not there
     ├── CorruptStaging      a staged segment is not what a worker wrote
-    └── ArchiveLocked       another process holds the writer lease
+    ├── ArchiveLocked       another process holds the writer lease
+    └── LeaseLost           this process held the writer lease and may do so no longer
 
 ``*`` may succeed when tried again (``retryable``). Every class survives pickling between processes.
 """
@@ -111,3 +112,16 @@ class ArchiveLocked(StoreError):
         super().__init__(f"archive {folder!r} is being written by {holder}", folder, holder)
         self.folder = folder
         self.holder = holder
+
+
+class LeaseLost(StoreError):
+    """This process may not write to the archive in ``folder`` any more: another one may do so by now."""
+
+    def __init__(self, folder: str, cause: str) -> None:
+        super().__init__(
+            f"the writer lease of archive {folder!r} was lost: {cause}; nothing more is written, run the command again",
+            folder,
+            cause,
+        )
+        self.folder = folder
+        self.cause = cause

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.errors import CorruptKV, MissingKV
+from indexers.folder import Place, as_folder
 from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRow, VideoRow
 from pipeline.errors import ArchiveError, EvidenceUnavailable, ModelMismatch, StorageError
@@ -148,11 +149,11 @@ class KVSource:
         recipe = self._reader.manifest.recipe
         segment = self._segment(row)
         for attempt in range(_OPEN_ATTEMPTS):
-            if segment.kv_path is None:
-                break
             try:
-                return open_dense(self._reader.folder / segment.kv_path, recipe.fingerprint, segment)
+                return open_dense(self._reader.folder, recipe.fingerprint, segment)
             except CorruptKV:
+                if segment.kv_path is None:
+                    raise
                 newer = self._segment(row)
                 if (newer.kv_path, newer.kv_digest) == (segment.kv_path, segment.kv_digest):
                     raise
@@ -181,12 +182,14 @@ class KVSource:
         loaded.recompute_s += time.perf_counter() - started
 
 
-def open_dense(path: Path, fingerprint: str, segment: SegmentRow) -> DenseKVReader:
+def open_dense(archive: Place, fingerprint: str, segment: SegmentRow) -> DenseKVReader:
     """A segment's KV file, checked against the archive's fingerprint and the segment's row; the caller closes it.
 
     Raises ``MissingKV``, ``CorruptKV``, and what ``check_owner`` raises.
     """
-    file = DenseKVReader(path, segment.kv_digest)
+    if segment.kv_path is None:
+        raise MissingKV(f"segment {segment.segment_id}")
+    file = DenseKVReader(segment.kv_path, segment.kv_digest, as_folder(archive))
     try:
         check_owner(file, fingerprint, segment)
     except BaseException:

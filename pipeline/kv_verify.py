@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from indexers.container import DurableFile
 from indexers.errors import StoreError
 from indexers.kv_file import EXACT
 from indexers.records import SegmentRow, rows_of
@@ -158,7 +157,7 @@ def verify_segment(
     try:
         if segment.kv_path is None:
             return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
-        stored, codec = _stored_dense(reader, segment, segment.kv_path)
+        stored, codec = _stored_dense(reader, segment)
         sparse_error = _sparse_error(reader, segment, stored, codec, tolerance)
         try:
             made = prefill_segment(reader, segment.video_id, segment.segment_index)
@@ -324,10 +323,8 @@ def _answer_logits(
     return logits, tokens
 
 
-def _stored_dense(
-    reader: ArchiveReader, segment: SegmentRow, kv_path: str
-) -> tuple[tuple[ChunkKV, ...], CodecSettings]:
-    with open_dense(reader.folder / kv_path, reader.manifest.recipe.fingerprint, segment) as file:
+def _stored_dense(reader: ArchiveReader, segment: SegmentRow) -> tuple[tuple[ChunkKV, ...], CodecSettings]:
+    with open_dense(reader.folder, reader.manifest.recipe.fingerprint, segment) as file:
         chunks = tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
         return chunks, codec_settings(file.header.encoding)
 
@@ -457,11 +454,11 @@ def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int,
     }
     relative = f"{CERTIFICATE_FOLDER}/{certificate_digest(certificate)}.json"
     try:
-        with DurableFile(reader.folder / relative) as durable:
+        with reader.folder.create(relative) as durable:
             durable.file.write((json.dumps(certificate, indent=1, sort_keys=True) + "\n").encode())
             durable.commit()
     except OSError as exc:
-        logger.warning("the certificate cannot be written to %s: %s", reader.folder, exc.strerror or exc)
+        logger.warning("the certificate cannot be written to %s: %s", reader.folder.address(), exc.strerror or exc)
         return None
     return relative
 

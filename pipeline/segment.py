@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexers.config import StoreSettings
+from indexers.folder import Place, as_folder
 from indexers.kv_file import EXACT, DenseKVHeader, WrittenKV, write_dense_kv
 from indexers.records import (
     CHUNKS_SCHEMA,
@@ -180,7 +180,7 @@ class Segment:
         """Key of the segment's row."""
         return make_segment_id(self.task.video_id, self.segment_index)
 
-    def write_kv(self, archive: Path, codec: str = EXACT, keep: Sequence[bool] | None = None) -> SegmentRows:
+    def write_kv(self, archive: Place, codec: str = EXACT, keep: Sequence[bool] | None = None) -> SegmentRows:
         """Write the dense KV file to its place, durably, and return the rows that refer to it.
 
         ``keep`` says which chunks keep dense KV (all by default); the others keep sparse KV only, and where none is
@@ -209,11 +209,10 @@ class Segment:
             sparse=to_table(sparse, SPARSE_SCHEMA),
         )
 
-    def _write_dense(self, archive: Path, codec: str, keep: Sequence[bool]) -> tuple[str, WrittenKV]:
-        """Path relative to the archive, and what was written. Raises ``KVLayoutError`` for values out of range."""
+    def _write_dense(self, archive: Place, codec: str, keep: Sequence[bool]) -> WrittenKV:
+        """What was written, and under which name. Raises ``KVLayoutError`` for values out of range."""
         from videoxl2.kv_codec import encode_kv
 
-        relative = kv_path(self.task.video_id, self.segment_index, codec)
         encoding = encoding_of(codec)
         settings = codec_settings(encoding)
         layers, _, kv_heads, _, head_dim = self.chunks[0].kv_LSKMDh.shape
@@ -228,18 +227,14 @@ class Segment:
             chunk_groups=tuple(chunk.groups if kept else () for chunk, kept in zip(self.chunks, keep, strict=True)),
             encoding=encoding,
         )
-        path = archive / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
         payloads = (
             encode_kv(chunk.kv_LSKMDh, settings).data if kept else b""
             for chunk, kept in zip(self.chunks, keep, strict=True)
         )
-        return relative, write_dense_kv(path, header, payloads)
+        path = kv_path(self.task.video_id, self.segment_index, codec)
+        return write_dense_kv(path, header, payloads, as_folder(archive))
 
-    def _segment_row(
-        self, codec: str, dense: tuple[str, WrittenKV] | None, sparse: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
-        path, written = (None, None) if dense is None else dense
+    def _segment_row(self, codec: str, written: WrittenKV | None, sparse: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
             "segment_id": self.segment_id,
             "video_id": self.task.video_id,
@@ -251,17 +246,17 @@ class Segment:
             "num_frames": self.num_frames,
             "num_tokens": sum(chunk.num_tokens for chunk in self.chunks),
             "state": "indexed",
-            "kv_path": path,
+            "kv_path": None if written is None else written.name,
             "kv_bytes": 0 if written is None else written.num_bytes,
             "sparse_bytes": sum(len(row["kv"]) for row in sparse),
             "kv_digest": None if written is None else written.digest,
-            "tier": NO_DENSE if dense is None else "dense",
-            "codec": NO_DENSE if dense is None else codec,
+            "tier": NO_DENSE if written is None else "dense",
+            "codec": NO_DENSE if written is None else codec,
             "dtype": self.recipe.dtype,
             "fingerprint": self.recipe.fingerprint,
         }
 
-    def _chunk_row(self, number: int, dense: tuple[str, WrittenKV] | None) -> dict[str, Any]:
+    def _chunk_row(self, number: int, dense: WrittenKV | None) -> dict[str, Any]:
         first = number * self.recipe.chunk_groups
         last = first + self.chunks[number].num_groups
         appearance_E = _unit(self.vectors_GE[first:last].mean(axis=0))
@@ -281,8 +276,8 @@ class Segment:
             "motion": float(self.motion_G[first:last].mean()),
             "novelty": float(max(0.0, 1.0 - appearance_E @ usual_E)),
             "thumbnail": self.thumbnails[(first + last - 1) // 2],
-            "kv_offset": 0 if dense is None else dense[1][number].offset,
-            "kv_length": 0 if dense is None else dense[1][number].length,
+            "kv_offset": 0 if dense is None else dense[number].offset,
+            "kv_length": 0 if dense is None else dense[number].length,
         }
 
     def _embedding_row(self, group: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.errors import StoreUnavailable
+from indexers.folder import Place, as_folder
 from indexers.staging import write_staged
 from indexers.sweep import STAGING_FOLDER
 from pipeline.config import Settings
@@ -52,8 +53,8 @@ class Models:
 class VideoIndexer:
     """One worker. The constructor stores plain values; ``setup`` starts what it needs where the work is done."""
 
-    def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
-        self._archive = archive
+    def __init__(self, archive: Place, manifest: Manifest, settings: Settings) -> None:
+        self._archive = as_folder(archive)
         self._manifest = manifest
         self._settings = settings
         self._models: Future[Models] | None = None
@@ -165,7 +166,7 @@ class VideoIndexer:
         stage.name = "write"
         wait_s = 0.0 if self._settings.runner.kind == "local" else _ROOM_WAIT_S
         rows = write_segment(self._archive, segment, self._settings.ingest.codec, self._settings.storage, wait_s)
-        path = write_staged(self._archive / STAGING_FOLDER, rows)
+        path = write_staged(STAGING_FOLDER, rows, self._archive)
         return SegmentStaged(
             video_id=builder.task.video_id,
             segment_index=builder.segment_index,

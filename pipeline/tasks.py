@@ -27,7 +27,10 @@ class VideoTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentStaged:
-    """A worker made a segment durable: its KV file is in place and its rows are staged for the committer."""
+    """A worker made a segment durable: its KV file is in place and its rows are staged for the committer.
+
+    ``staged_path`` is relative to the archive.
+    """
 
     video_id: str
     segment_index: int
