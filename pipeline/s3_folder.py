@@ -84,7 +84,7 @@ class S3Folder:
     def entries(self, name: Name = "") -> Sequence[str]:
         below = self._below(name)
         found = []
-        with self._errors(name):
+        with self.errors(name):
             for page in self._pages("list_objects_v2", Prefix=below, Delimiter="/"):
                 found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
                 found += [entry["Key"] for entry in page.get("Contents", ())]
@@ -94,7 +94,7 @@ class S3Folder:
         return S3File(self, name)
 
     def read_bytes(self, name: Name) -> bytes:
-        with self._errors(name):
+        with self.errors(name):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key(name))
             with contextlib.closing(answer["Body"]) as body:
                 return bytes(body.read())
@@ -120,7 +120,7 @@ class S3Folder:
     def list(self, prefix: Name) -> Iterator[FoundFile]:
         below = self._below(prefix)
         skip = len(self._below(""))
-        with self._errors(prefix):
+        with self.errors(prefix):
             for page in self._pages("list_objects_v2", Prefix=below):
                 for entry in page.get("Contents", ()):
                     yield FoundFile(entry["Key"][skip:], entry["Size"], entry["LastModified"].timestamp())
@@ -132,14 +132,14 @@ class S3Folder:
 
     def size(self, name: Name) -> int | None:
         try:
-            with self._errors(name):
+            with self.errors(name):
                 return int(self.client.head_object(Bucket=self.bucket, Key=self.key(name))["ContentLength"])
         except FileNotFoundError:
             return None
 
     def remove(self, found: FoundFile | Name) -> None:
         name, upload = (found.name, found.upload) if isinstance(found, FoundFile) else (found, None)
-        with contextlib.suppress(FileNotFoundError), self._errors(name):
+        with contextlib.suppress(FileNotFoundError), self.errors(name):
             if upload is None:
                 self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
             else:
@@ -153,7 +153,7 @@ class S3Folder:
         keys = [self.key(file.name) for file in found if file.upload is None]
         for first in range(0, len(keys), _DELETE_BATCH):
             batch = [{"Key": key} for key in keys[first : first + _DELETE_BATCH]]
-            with self._errors(name):
+            with self.errors(name):
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
             for error in answer.get("Errors", ()):
                 raise OSError(errno.EIO, f"it cannot be removed: the server answered {error.get('Code')}", error["Key"])
@@ -166,14 +166,14 @@ class S3Folder:
         return S3Lock(self._client, self.bucket, self.key(name), self._settings.lease_s)
 
     def tables(self, name: Name) -> tuple[str, Mapping[str, str]]:
-        with self._errors(name):
+        with self.errors(name):
             return self.address(name), self._client.connection_options()
 
     # For the files of this module
 
     @property
     def client(self) -> Any:
-        """The boto3 client; what it raises goes through ``_errors``."""
+        """The boto3 client; what it raises goes through ``errors``."""
         return self._client.get()
 
     @property
@@ -192,7 +192,8 @@ class S3Folder:
         return sum(part["Size"] for page in pages for part in page.get("Parts", ()))
 
     @contextlib.contextmanager
-    def _errors(self, name: Name) -> Iterator[None]:
+    def errors(self, name: Name) -> Iterator[None]:
+        """What S3 raises over a file, as ``OSError``."""
         try:
             with s3_errors(self.bucket):
                 yield
@@ -366,7 +367,7 @@ class NewS3File:
     def _found_digest(self) -> str | None:
         """Digest of the object of this name; ``None`` where there is none."""
         try:
-            with self._folder._errors(self.name):
+            with self._folder.errors(self.name):
                 answer = self._folder.client.head_object(Bucket=self._folder.bucket, Key=self._key)
         except FileNotFoundError:
             return None

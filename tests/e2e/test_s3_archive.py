@@ -11,6 +11,8 @@ from typing import Any
 import boto3
 import pytest
 
+from indexers.errors import LeaseLost
+from indexers.lease import WriterLease
 from indexers.store import LanceStore
 from indexers.sweep import find_orphans, missing_kv
 from pipeline.s3 import S3Settings
@@ -187,3 +189,25 @@ def test_a_killed_ingest_leaves_only_what_the_next_one_removes(
     assert "Uploads" not in client.list_multipart_uploads(Bucket="archive-under-test", Prefix="killed/")
     verified = call("kv", "verify", "--archive", archive, "--all", "--json")
     assert verified.json["counts"]["verified"] == 4, verified.out
+
+
+def test_a_writer_that_lost_its_lease_commits_nothing_more(
+    indexed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "archive"
+    command = ("ingest", indexed[1], "--archive", archive, "--segment-s", "10", "--json")
+    calls: list[int] = []
+
+    def lost(self: WriterLease) -> None:
+        calls.append(1)
+        if len(calls) > 4:
+            raise LeaseLost(self.folder.address(), "it could not be renewed for 61 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WriterLease, "require", lost)
+        done = call(*command)
+    assert done.code == 1 and "the writer lease" in done.err and not done.out
+    with LanceStore.open(archive) as store:
+        counts = store.row_counts()
+        assert counts["segments"] < 4 and {row.state for row in store.videos()} == {"running"}
+    assert call(*command).json["counts"]["indexed"] == 1

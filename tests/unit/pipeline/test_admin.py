@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from indexers.folder import Folder, Place
+from indexers.folder import Place, as_folder
 from indexers.lease import WriterLease
 from indexers.records import DELETED, DELETING, TABLES, VIDEOS
 from indexers.store import LanceStore
@@ -35,8 +35,8 @@ def rows_of_video(folder: Place, video_id: str) -> dict[str, int]:
     return {name: sum(row["video_id"] == video_id for row in store.read_table(name)) for name in TABLES}
 
 
-def kv_files(folder: Folder) -> set[str]:
-    return {file.name.split("/")[2] for file in folder.list("kv")}
+def kv_files(folder: Place) -> set[str]:
+    return {file.name.split("/")[2] for file in as_folder(folder).list("kv")}
 
 
 def test_videos_are_listed_by_address_the_current_version_first(archive: Archive) -> None:
