@@ -244,4 +244,4 @@ def test_tokens_on_s3_stand_in_for_kv_that_is_lost(client: Any, long_clip: Path,
 
     client.delete_object(Bucket="archive-under-test", Key=files[1])
     lost = call(*question)
-    assert lost.code == 1 and "is not there" in lost.error_line
+    assert lost.code == 1 and files[1] in lost.err and "is not there" in lost.err
