@@ -1,19 +1,17 @@
 """When a segment's KV was last used: a small file that readers append to, so that no reader writes a table.
 
 ``<archive>/access.log`` has one line per use: seconds since 1970, a space, the segment's id. Lines are written with one
-append each, so several readers may write at once; one that cannot (a read-only archive) goes without. Nothing but the
-order in which KV is demoted depends on the file: losing it, or a line of it, costs nothing else.
+append each, so several readers may write at once; one that cannot (a read-only archive, one on S3) goes without.
+Nothing but the order in which KV is demoted depends on the file: losing it, or a line of it, costs nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
-from indexers.container import DurableFile
+from indexers.folder import Place, as_folder
 from indexers.lease import WriterLease
 
 ACCESS_LOG = "access.log"
@@ -21,28 +19,23 @@ LARGEST_BYTES = 4 << 20
 """Readers stop appending here until a writer has shortened the file; a line is about 60 bytes."""
 
 
-def note_uses(folder: str | Path, segment_ids: Iterable[str], now: float | None = None) -> bool:
+def note_uses(folder: Place, segment_ids: Iterable[str], now: float | None = None) -> bool:
     """Say that these segments were used ``now`` (seconds since 1970); ``False`` where nothing can be written."""
     stamp = time.time() if now is None else now
     lines = "".join(f"{stamp:.0f} {segment_id}\n" for segment_id in segment_ids)
-    path = Path(folder) / ACCESS_LOG
+    archive = as_folder(folder)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if os.fstat(descriptor).st_size > LARGEST_BYTES:
-                return False
-            os.write(descriptor, lines.encode())
-        finally:
-            os.close(descriptor)
+        if (archive.size(ACCESS_LOG) or 0) > LARGEST_BYTES:
+            return False
     except OSError:
         return False
-    return True
+    return archive.append(ACCESS_LOG, lines.encode()) is not None
 
 
-def last_uses(folder: str | Path) -> dict[str, float]:
+def last_uses(folder: Place) -> dict[str, float]:
     """The latest noted use of each segment, in seconds since 1970. Lines that are cut or damaged are skipped."""
     try:
-        text = (Path(folder) / ACCESS_LOG).read_bytes().decode("ascii", "replace")
+        text = as_folder(folder).read_bytes(ACCESS_LOG).decode("ascii", "replace")
     except OSError:
         return {}
     uses: dict[str, float] = {}
@@ -53,7 +46,7 @@ def last_uses(folder: str | Path) -> dict[str, float]:
     return uses
 
 
-def shorten_access_log(folder: str | Path, known: Iterable[str], lease: WriterLease) -> None:
+def shorten_access_log(folder: Place, known: Iterable[str], lease: WriterLease) -> None:
     """Keep one line for each known segment. A use that is noted at this very moment may be lost.
 
     Where nothing can be written the log stays as it is.
@@ -66,6 +59,6 @@ def shorten_access_log(folder: str | Path, known: Iterable[str], lease: WriterLe
     if not uses:
         return
     lines = "".join(f"{uses[segment_id]:.0f} {segment_id}\n" for segment_id in sorted(known) if segment_id in uses)
-    with contextlib.suppress(OSError), DurableFile(Path(folder) / ACCESS_LOG) as durable:
+    with contextlib.suppress(OSError), as_folder(folder).create(ACCESS_LOG) as durable:
         durable.file.write(lines.encode())
         durable.commit()

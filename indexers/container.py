@@ -19,7 +19,7 @@ import os
 import secrets
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import xxhash
 
@@ -32,6 +32,14 @@ _PREFIX = struct.Struct("<8sII16s")
 
 class HeaderError(Exception):
     """A header that cannot be trusted; the owner of the format turns it into its own error."""
+
+
+class Readable(Protocol):
+    """An open file that is read by position."""
+
+    num_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
 
 
 def aligned(size: int) -> int:
@@ -49,9 +57,9 @@ def pack_header(magic: bytes, fields: dict[str, Any]) -> bytes:
     return header + bytes(aligned(len(header)) - len(header))
 
 
-def read_header(source: BinaryIO, magic: bytes) -> tuple[dict[str, Any], bytes]:
+def read_header(source: Readable, magic: bytes) -> tuple[dict[str, Any], bytes]:
     """The fields and the exact bytes of a header. Raises ``HeaderError``; checks the length of the file as well."""
-    prefix = source.read(_PREFIX.size)
+    prefix = source.read(0, _PREFIX.size)
     if len(prefix) < _PREFIX.size:
         raise HeaderError("the file is shorter than a header")
     found_magic, version, length, digest = _PREFIX.unpack(prefix)
@@ -61,16 +69,15 @@ def read_header(source: BinaryIO, magic: bytes) -> tuple[dict[str, Any], bytes]:
         raise HeaderError(f"container version {version}, this reader knows {VERSION}")
     if length > MAX_HEADER_BYTES:
         raise HeaderError(f"impossible header length {length}")
-    rest = source.read(aligned(_PREFIX.size + length) - _PREFIX.size)
+    rest = source.read(_PREFIX.size, aligned(_PREFIX.size + length) - _PREFIX.size)
     text = rest[:length]
     if xxhash.xxh3_128_digest(prefix[:16] + text) != digest:
         raise HeaderError("checksum differs")
     if len(rest) != aligned(_PREFIX.size + length) - _PREFIX.size or any(rest[length:]):
         raise HeaderError("padding after the header is cut or not zero")
     fields = json.loads(text)
-    file_bytes = os.fstat(source.fileno()).st_size
-    if file_bytes != fields["file_bytes"]:
-        raise HeaderError(f"the file has {file_bytes} bytes, its header says {fields['file_bytes']}")
+    if source.num_bytes != fields["file_bytes"]:
+        raise HeaderError(f"the file has {source.num_bytes} bytes, its header says {fields['file_bytes']}")
     return fields, prefix + rest
 
 
@@ -80,8 +87,9 @@ class DurableFile:
     Leaving the ``with`` block without ``commit`` removes it. A process that dies leaves a ``*.tmp`` for the sweep.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
+        self.name = str(path) if name is None else name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temp = path.parent / f".{path.name}.{secrets.token_hex(8)}{TEMP_SUFFIX}"
         self.file: BinaryIO = self._temp.open("xb")

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from pathlib import Path
 
 from indexers.errors import DiskFull, StoreUnavailable
+from indexers.folder import Folder, Name
 
 COMMIT_BYTES = 1 << 20
 """Room that a commit takes beside its rows, and that deletions need on a disk that is otherwise full."""
@@ -19,19 +18,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXTS = tuple(os.strerror(code).lower() for code in sorted(_FULL))
 
 
-def free_bytes(path: str | Path) -> int:
-    """Bytes that may still be written where ``path`` is or will be."""
-    path = Path(path)
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def require_room(folder: Path, needed: int) -> None:
-    """Raise ``DiskFull`` unless ``needed`` bytes and a commit fit into ``folder``."""
-    free = free_bytes(folder)
-    if free < needed + COMMIT_BYTES:
-        raise DiskFull(str(folder), needed + COMMIT_BYTES, free)
+def require_room(folder: Folder, needed: int) -> None:
+    """Raise ``DiskFull`` where it is known that ``needed`` bytes and a commit do not fit into ``folder``."""
+    free = folder.free_bytes()
+    if free is not None and free < needed + COMMIT_BYTES:
+        raise DiskFull(folder.address(), needed + COMMIT_BYTES, free)
 
 
 def is_full(error: BaseException) -> bool:
@@ -42,8 +33,8 @@ def is_full(error: BaseException) -> bool:
     return any(words in text for words in _FULL_TEXTS)
 
 
-def unavailable(path: str | Path, error: OSError, needed: int | None = None) -> StoreUnavailable:
-    """The store's error for a write of ``needed`` bytes to ``path`` that failed."""
+def unavailable(folder: Folder, name: Name, error: OSError, needed: int | None = None) -> StoreUnavailable:
+    """The store's error for a write of ``needed`` bytes to a file of ``folder`` that failed."""
     if is_full(error):
-        return DiskFull(str(path), needed, free_bytes(path))
-    return StoreUnavailable(str(path), str(error))
+        return DiskFull(folder.address(name), needed, folder.free_bytes(name))
+    return StoreUnavailable(folder.address(name), str(error))

@@ -9,7 +9,8 @@
     ├── CorruptKV           stored KV bytes are not the bytes that were written
     │   └── MissingKV       the KV file that a row names is not there
     ├── CorruptStaging      a staged segment is not what a worker wrote
-    └── ArchiveLocked       another process holds the writer lease
+    ├── ArchiveLocked       another process holds the writer lease
+    └── LeaseLost           this process held the writer lease and may do so no longer
 
 ``*`` may succeed when tried again (``retryable``). Every class survives pickling between processes.
 """
@@ -48,13 +49,18 @@ class StoreUnavailable(StoreError):
 
 
 class DiskFull(StoreUnavailable):
-    """No room at ``where`` for ``needed`` bytes (``None``: not known); ``free`` are left. Nothing was committed."""
+    """No room for ``needed`` bytes (``None``: not known) at ``where``; ``free`` are left. Nothing was committed.
+
+    ``free`` is ``None`` for an archive on S3: what has no room then is the temporary folder that uploads come from.
+    """
 
     retryable = False
 
-    def __init__(self, where: str, needed: int | None, free: int) -> None:
-        wanted = "" if needed is None else f"{needed / 1e6:.2f} MB are needed and "
-        super().__init__(where, f"the disk is full: {wanted}{free / 1e6:.2f} MB are free")
+    def __init__(self, where: str, needed: int | None, free: int | None) -> None:
+        disk = "the disk" if free is not None else "the temporary folder (TMPDIR)"
+        figures = [] if needed is None else [f"{needed / 1e6:.2f} MB are needed"]
+        figures += [] if free is None else [f"{free / 1e6:.2f} MB are free"]
+        super().__init__(where, f"{disk} is full" + (": " + " and ".join(figures) if figures else ""))
         self.facts = (where, needed, free)
         self.needed = needed
         self.free = free
@@ -125,3 +131,16 @@ class ArchiveLocked(StoreError):
         super().__init__(f"archive {folder!r} is being written by {holder}", folder, holder)
         self.folder = folder
         self.holder = holder
+
+
+class LeaseLost(StoreError):
+    """This process may not write to the archive in ``folder`` any more: another one may do so by now."""
+
+    def __init__(self, folder: str, cause: str) -> None:
+        super().__init__(
+            f"the writer lease of archive {folder!r} was lost: {cause}; nothing more is written, run the command again",
+            folder,
+            cause,
+        )
+        self.folder = folder
+        self.cause = cause

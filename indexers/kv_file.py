@@ -10,19 +10,19 @@ chunk. Bytes come in as any buffer and go out into any; encoding and decoding th
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, overload
 
 import numpy as np
 import xxhash
 
-from indexers.container import DurableFile, HeaderError, aligned, pack_header, read_header
+from indexers.container import HeaderError, aligned, pack_header, read_header
 from indexers.disk import unavailable
 from indexers.errors import CorruptKV, MissingKV, StoreUnavailable
+from indexers.folder import HERE, ByteRange, Folder, Name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -237,13 +237,14 @@ class ChunkEntry(NamedTuple):
 
 
 class WrittenKV(Sequence[ChunkEntry]):
-    """The chunks of a file, with the file's size in bytes and the digest that ``segments.kv_digest`` records.
+    """The chunks of a file, with its name, its size in bytes and the digest that ``segments.kv_digest`` records.
 
     The digest is that of the header, which holds the digests of all chunks.
     """
 
-    def __init__(self, entries: Iterable[ChunkEntry], num_bytes: int, digest: str) -> None:
+    def __init__(self, entries: Iterable[ChunkEntry], name: str, num_bytes: int, digest: str) -> None:
         self._entries = tuple(entries)
+        self.name = name
         self.num_bytes = num_bytes
         self.digest = digest
 
@@ -262,10 +263,10 @@ class DenseKVWriter:
     """Writes a file chunk by chunk, so that a segment need not fit in memory. Use as a context manager.
 
     All sizes follow from the header, so only the digests are filled in at the end. Leaving the block before
-    ``commit`` removes the unfinished file.
+    ``commit`` removes the unfinished file. Without a ``folder``, ``path`` is a local path.
     """
 
-    def __init__(self, path: str | Path, header: ChunkHeader) -> None:
+    def __init__(self, path: Name, header: ChunkHeader, folder: Folder = HERE) -> None:
         self.header = header
         self._entries: list[ChunkEntry] = []
         sizes = [header.chunk_bytes(chunk) for chunk in range(header.num_chunks)]
@@ -279,7 +280,7 @@ class DenseKVWriter:
             header_bytes = needed
         self._planned = planned
         self._file_bytes = planned[-1].offset + aligned(planned[-1].length) if planned else header_bytes
-        self._durable = DurableFile(Path(path))
+        self._durable = folder.create(path, write_once=True)
         self._durable.file.seek(header_bytes)
 
     def __enter__(self) -> DenseKVWriter:
@@ -311,25 +312,27 @@ class DenseKVWriter:
         self._durable.file.seek(0)
         self._durable.file.write(packed)
         self._durable.commit()
-        return WrittenKV(self._entries, self._file_bytes, xxhash.xxh3_128_hexdigest(packed))
+        return WrittenKV(self._entries, self._durable.name, self._file_bytes, xxhash.xxh3_128_hexdigest(packed))
 
 
-def write_dense_kv(path: str | Path, header: ChunkHeader, chunks: Iterable[Buffer]) -> WrittenKV:
-    """Write one segment's chunks durably; an older file of the same name is replaced at once or not at all.
+def write_dense_kv(path: Name, header: ChunkHeader, chunks: Iterable[Buffer], folder: Folder = HERE) -> WrittenKV:
+    """Write one segment's chunks durably. A local file of the same name is replaced at once or not at all; on S3
+    nothing is replaced, and ``WrittenKV.name`` may be another than ``path``.
 
     ``OSError`` becomes ``StoreUnavailable``, for a full disk ``DiskFull``, and leaves nothing behind.
     """
     try:
-        with DenseKVWriter(path, header) as writer:
+        with DenseKVWriter(path, header, folder) as writer:
             for payload in chunks:
                 writer.write_chunk(payload)
             return writer.commit()
     except OSError as exc:
-        raise unavailable(path, exc, sum(aligned(header.chunk_bytes(i)) for i in range(header.num_chunks))) from exc
+        needed = sum(aligned(header.chunk_bytes(chunk)) for chunk in range(header.num_chunks))
+        raise unavailable(folder, path, exc, needed) from exc
 
 
 def rewrite_dense_kv(
-    source: DenseKVReader, path: str | Path, encoding: KVEncoding, convert: Callable[[int, memoryview], Buffer]
+    source: DenseKVReader, path: Name, encoding: KVEncoding, convert: Callable[[int, memoryview], Buffer]
 ) -> WrittenKV:
     """Write a stored file anew under another encoding, chunk by chunk; ``source`` stays as it is.
 
@@ -338,7 +341,7 @@ def rewrite_dense_kv(
     then remove the old file. ``ValueError`` if ``path`` is the source's own, since a reader that holds the old row
     would find a stranger there. Raises what reading and writing raise, and then leaves nothing behind.
     """
-    if Path(path).absolute() == Path(source.path).absolute():
+    if os.path.abspath(path) == os.path.abspath(source.path):  # noqa: PTH100
         raise ValueError(f"{str(path)!r} is the file that is read; a re-encoded file needs a path of its own")
     header = replace(source.header, encoding=encoding)
     return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)))
@@ -352,7 +355,8 @@ class ChunkReader(Generic[HeaderT]):
 
     Opening reads and checks the header only; reading chunk ``i`` touches that chunk's bytes only. Pass
     ``expected_digest`` (``segments.kv_digest``) to refuse a file that is whole but not the one committed. Threads may
-    share a reader. A file that is replaced or removed stays readable for those who have it open, old and whole.
+    share a reader. A local file that is replaced or removed stays readable for those who have it open, old and whole;
+    one on S3 is refused from then on. Without a ``folder``, ``path`` is a local path.
     Raises ``MissingKV``, ``CorruptKV``, ``StoreUnavailable``.
     """
 
@@ -360,10 +364,10 @@ class ChunkReader(Generic[HeaderT]):
     header_type: ClassVar[type[ChunkHeader]]
     header: HeaderT
 
-    def __init__(self, path: str | Path, expected_digest: str | None = None) -> None:
-        self.path = str(path)
+    def __init__(self, path: Name, expected_digest: str | None = None, folder: Folder = HERE) -> None:
+        self.path = folder.address(path)
         try:
-            self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = folder.open(path)
         except FileNotFoundError as exc:
             raise MissingKV(self.path) from exc
         except OSError as exc:
@@ -398,12 +402,23 @@ class ChunkReader(Generic[HeaderT]):
         self.read_chunk_into(chunk, [buffer])
         return buffer
 
-    def read_chunk_into(self, chunk: int, parts: Sequence[memoryview]) -> None:
+    def open_run(self, chunks: Sequence[int]) -> AbstractContextManager[ByteRange]:
+        """Chunks that follow each other in the file, to be read in order by ``read_chunk_into``: on S3 in one request.
+
+        Nothing is read yet.
+        """
+        first, last = self._entry(chunks[0]), self._entry(chunks[-1])
+        return self._file.open_range(first.offset, last.offset + aligned(last.length) - first.offset)
+
+    def read_chunk_into(self, chunk: int, parts: Sequence[memoryview], run: ByteRange | None = None) -> None:
         """Read one chunk into ``parts``, writable views of bytes that follow each other and together have its length.
 
-        So a chunk can land where it is used, however that lies in memory. Raises ``CorruptKV`` naming file and chunk;
-        what the parts hold is then of no use.
+        So a chunk can land where it is used, however that lies in memory. ``run``: an open one that it belongs to.
+        Raises ``CorruptKV`` naming file and chunk; what the parts hold is then of no use.
         """
+        if run is None:
+            with self.open_run([chunk]) as run:
+                return self.read_chunk_into(chunk, parts, run)
         entry = self._entry(chunk)
         if sum(len(part) for part in parts) != entry.length:
             raise ValueError(f"chunk {chunk} has {entry.length} bytes, {sum(map(len, parts))} were given room")
@@ -413,7 +428,7 @@ class ChunkReader(Generic[HeaderT]):
         for batch in _batches(parts):
             size = sum(len(view) for view in batch)
             ends = position + size == entry.length
-            self._read_fully(chunk, [*batch, padding] if ends and len(padding) else batch, position)
+            self._read_fully(run, chunk, [*batch, padding] if ends and len(padding) else batch, position)
             for view in batch:
                 hasher.update(view)
             position += size
@@ -424,30 +439,27 @@ class ChunkReader(Generic[HeaderT]):
 
     def announce(self, chunks: Iterable[int]) -> None:
         """Tell the system that these chunks are read soon, so that it fetches them ahead; no more than advice."""
-        with contextlib.suppress(OSError, AttributeError):
-            for entry in map(self._entry, chunks):
-                os.posix_fadvise(self._file.fileno(), entry.offset, aligned(entry.length), os.POSIX_FADV_WILLNEED)
+        for entry in map(self._entry, chunks):
+            self._file.announce(entry.offset, aligned(entry.length))
 
     def _entry(self, chunk: int) -> ChunkEntry:
         if not 0 <= chunk < len(self.entries):
             raise IndexError(f"chunk {chunk} of {len(self.entries)}")
         return self.entries[chunk]
 
-    def _read_fully(self, chunk: int, views: Sequence[memoryview], position: int) -> None:
+    def _read_fully(self, run: ByteRange, chunk: int, views: Sequence[memoryview], position: int) -> None:
         """Fill ``views`` from ``position`` of the chunk on."""
         entry = self.entries[chunk]
         wanted = sum(len(view) for view in views)
-        num_read = 0
         try:
-            while num_read < wanted:
-                step = os.preadv(self._file.fileno(), views, entry.offset + position + num_read)
-                if step == 0:
-                    found = position + num_read
-                    raise CorruptKV(self.path, chunk, f"the file ends after {found} of {aligned(entry.length)} bytes")
-                num_read += step
-                views = _after(views, step)
+            num_read = run.read_into(views, entry.offset + position)
+        except FileNotFoundError as exc:
+            raise MissingKV(self.path) from exc
         except OSError as exc:
             raise StoreUnavailable(self.path, str(exc)) from exc
+        if num_read < wanted:
+            found = position + num_read
+            raise CorruptKV(self.path, chunk, f"the file ends after {found} of {aligned(entry.length)} bytes")
 
     def verify(self) -> None:
         """Read and check every chunk."""
@@ -482,16 +494,6 @@ def _batches(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
             batch.append(view)
             room -= len(view)
     yield batch
-
-
-def _after(views: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
-    """What is left of ``views`` after their first ``num_bytes``."""
-    left = []
-    for view in views:
-        if num_bytes < len(view):
-            left.append(view[num_bytes:])
-        num_bytes = max(0, num_bytes - len(view))
-    return left
 
 
 def _plan(sizes: list[int], header_bytes: int) -> list[ChunkEntry]:

@@ -1,27 +1,26 @@
-"""The writer lease of an archive: at most one process writes, and the system frees the lease when that process dies.
+"""The writer lease of an archive: at most one process writes, and the lease is free again when that process dies.
 
-An exclusive ``flock`` on ``<archive>/writer.lock``; the file's text only describes the holder for error messages. Works
-between processes and between threads of one process. The archive must lie on a file system of which every writing
-machine sees the same locks. Readers take no lease.
+On a local folder it is the system's lock on ``<archive>/writer.lock``, which is freed at once; the archive must lie on
+a file system of which every writing machine sees the same locks. On S3 it is an object that its holder renews; one that
+is not renewed may be taken over after a while (``docs/storage.md``). Works between processes and between threads of one
+process. Readers take no lease.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
 import sys
 import time
-import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 
-from indexers.errors import ArchiveLocked, StoreUnavailable
+from indexers.errors import ArchiveLocked, LeaseLost, StoreUnavailable
+from indexers.folder import Place, as_folder
+from indexers.locks import Lock
 
 LOCK_NAME = "writer.lock"
-_POLL_S = 0.05
 _PROBE_S = 0.2
 """A moment's patience: whoever asks ``is_lease_held`` holds a shared lock for that long at most."""
 
@@ -32,14 +31,14 @@ class WriterLease:
     Raises ``ArchiveLocked`` naming the holder when another one has it after ``wait_s`` seconds.
     """
 
-    def __init__(self, folder: str | Path, wait_s: float = 0.0) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Place, wait_s: float = 0.0) -> None:
+        self.folder = as_folder(folder)
         self._wait_s = wait_s
-        self._descriptor: int | None = None
+        self._lock: Lock | None = None
 
     @property
     def is_held(self) -> bool:
-        return self._descriptor is not None
+        return self._lock is not None
 
     def __enter__(self) -> WriterLease:
         if not self.is_held:
@@ -53,72 +52,48 @@ class WriterLease:
         """Take the lease, waiting up to ``wait_s`` seconds for a holder to end; returns itself."""
         if self.is_held:
             raise ValueError("this lease is held already")
+        lock = self.folder.lock(LOCK_NAME)
+        deadline = time.monotonic() + max(wait_s, _PROBE_S)
         try:
-            descriptor = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            while not lock.try_take(json.dumps(_describe_self()).encode()):
+                if time.monotonic() >= deadline:
+                    raise ArchiveLocked(self.folder.address(), lease_holder(self.folder) or "another process")
+                time.sleep(min(lock.poll_s, max(0.0, deadline - time.monotonic())))
         except OSError as exc:
-            raise StoreUnavailable(str(self.folder), str(exc)) from exc
-        try:
-            self._lock(descriptor, wait_s)
-            os.ftruncate(descriptor, 0)
-            with contextlib.suppress(OSError):  # a full disk: whoever makes room needs the lease, not its description
-                os.pwrite(descriptor, json.dumps(_describe_self()).encode(), 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        _held.add(self)
+            raise StoreUnavailable(self.folder.address(), str(exc)) from exc
+        self._lock = lock
         return self
 
     def release(self) -> None:
         """Give the lease back; nothing if it is not held."""
-        if self._descriptor is None:
+        if self._lock is None:
             return
-        descriptor, self._descriptor = self._descriptor, None
-        _held.discard(self)
-        os.ftruncate(descriptor, 0)
-        os.close(descriptor)
+        lock, self._lock = self._lock, None
+        lock.release()
 
-    def _lock(self, descriptor: int, wait_s: float) -> None:
-        deadline = time.monotonic() + max(wait_s, _PROBE_S)
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise ArchiveLocked(str(self.folder), lease_holder(self.folder) or "another process") from None
-            except OSError as exc:
-                raise StoreUnavailable(str(self.folder), f"its file system offers no locks: {exc}") from exc
-            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+    def require(self) -> None:
+        """Raise ``LeaseLost`` when another process may have taken the lease over, ``ValueError`` when it is not held.
 
-    def _forget_in_child(self) -> None:
-        # A forked child shares the lock: without this the lease would outlive its holder.
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        Goes before every write: whoever was asleep for too long must not go on.
+        """
+        if self._lock is None:
+            raise ValueError("the writer lease is not held")
+        if (why := self._lock.has_lost()) is not None:
+            raise LeaseLost(self.folder.address(), why)
 
 
-def is_lease_held(folder: str | Path) -> bool:
+def is_lease_held(folder: Place) -> bool:
     """Whether a live process holds the lease. Writes nothing, so it works on a read-only archive."""
     try:
-        descriptor = os.open(Path(folder) / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        return as_folder(folder).lock(LOCK_NAME).is_taken()
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
-def lease_holder(folder: str | Path) -> str | None:
+def lease_holder(folder: Place) -> str | None:
     """Who wrote itself into the lock file last, as one phrase; ``None`` when it is empty or absent."""
     try:
-        text = (Path(folder) / LOCK_NAME).read_bytes().decode("utf-8", "replace")
+        text = as_folder(folder).lock(LOCK_NAME).holder().decode("utf-8", "replace")
         holder = json.loads(text) if text else None
     except (OSError, ValueError):
         return None
@@ -134,15 +109,3 @@ def _describe_self() -> dict[str, str | int]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]).strip() or "python",
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-_held: weakref.WeakSet[WriterLease] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for lease in list(_held):
-        lease._forget_in_child()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -109,13 +109,13 @@ SEGMENTS_SCHEMA = pa.schema(
         _required("kv_bytes", pa.int64()),
         _required("sparse_bytes", pa.int64()),
         pa.field("kv_digest", pa.string()),
-        pa.field("tokens_path", pa.string()),
-        _required("tokens_bytes", pa.int64()),
-        pa.field("tokens_digest", pa.string()),
         _required("tier", pa.string()),
         _required("codec", pa.string()),
         _required("dtype", pa.string()),
         _required("fingerprint", pa.string()),
+        pa.field("tokens_path", pa.string()),
+        _required("tokens_bytes", pa.int64()),
+        pa.field("tokens_digest", pa.string()),
     ]
 )
 

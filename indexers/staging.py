@@ -7,6 +7,7 @@ every digest verified. Commits nothing and removes nothing by itself, except ``r
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import pyarrow as pa
 import xxhash
 
-from indexers.container import DurableFile, HeaderError, aligned, pack_header, read_header, sync_folder
+from indexers.container import HeaderError, aligned, pack_header, read_header
 from indexers.disk import unavailable
-from indexers.errors import CorruptStaging
+from indexers.errors import CorruptStaging, StoreUnavailable
+from indexers.folder import HERE, Folder, LocalFile, Name
 from indexers.records import SEGMENTS_SCHEMA, SegmentRows, rows_of, to_table
 
 if TYPE_CHECKING:
@@ -53,22 +55,23 @@ class _DigestingSink(io.RawIOBase):
         return self._hash.hexdigest()
 
 
-def staged_path(folder: str | Path, segment_id: str) -> Path:
+def staged_path(staging: Name, segment_id: str) -> Path:
     """Where a segment's staged rows lie in the staging folder."""
     if "/" in segment_id or segment_id.startswith("."):
         raise ValueError(f"not a segment id: {segment_id!r}")
-    return Path(folder) / f"{segment_id}{STAGED_SUFFIX}"
+    return Path(staging) / f"{segment_id}{STAGED_SUFFIX}"
 
 
-def write_staged(folder: str | Path, rows: SegmentRows) -> Path:
+def write_staged(staging: Name, rows: SegmentRows, folder: Folder = HERE) -> Path:
     """Write one segment's rows durably into the staging folder, replacing an earlier attempt; returns the path.
 
-    Raises ``StoreUnavailable``, for a full disk ``DiskFull``; nothing is left behind then.
+    Here and below, paths are relative to ``folder``; without one they are local. Raises ``StoreUnavailable``, for a
+    full disk ``DiskFull``; nothing is left behind then.
     """
-    path = staged_path(folder, rows.segment_id)
+    path = staged_path(staging, rows.segment_id)
     tables = (to_table([rows.segment], SEGMENTS_SCHEMA), rows.chunks, rows.embeddings, rows.sparse)
     try:
-        with DurableFile(path) as durable:
+        with folder.create(path) as durable:
             offset = _HEADER_BYTES
             parts = []
             for name, table in zip(_PARTS, tables, strict=True):
@@ -84,35 +87,42 @@ def write_staged(folder: str | Path, rows: SegmentRows) -> Path:
             durable.file.write(pack_header(MAGIC, fields))
             durable.commit()
     except OSError as exc:
-        raise unavailable(path, exc, sum(table.nbytes for table in tables)) from exc
+        raise unavailable(folder, path, exc, sum(table.nbytes for table in tables)) from exc
     return path
 
 
-def read_staged(path: str | Path) -> SegmentRows:
-    """Rows of a staged segment, mapped from the file rather than copied. Raises ``CorruptStaging``."""
-    path = Path(path)
+def read_staged(path: Name, folder: Folder = HERE) -> SegmentRows:
+    """Rows of a staged segment, mapped from the file rather than copied.
+
+    Raises ``CorruptStaging``, ``StoreUnavailable``.
+    """
+    where = folder.address(path)
     try:
-        with path.open("rb") as file:
-            fields, _ = read_header(file, MAGIC)
-        mapped = pa.memory_map(str(path)).read_buffer()
-    except (HeaderError, OSError) as exc:
-        raise CorruptStaging(str(path), str(exc)) from exc
+        with folder.local_copy(path) as local:
+            with contextlib.closing(LocalFile(local)) as file:
+                fields, _ = read_header(file, MAGIC)
+            mapped = pa.memory_map(str(local)).read_buffer()
+    except (HeaderError, FileNotFoundError) as exc:
+        raise CorruptStaging(where, str(exc)) from exc
+    except OSError as exc:
+        raise unavailable(folder, path, exc) from exc
     if fields["format"] != FORMAT_VERSION or [part["name"] for part in fields["parts"]] != list(_PARTS):
-        raise CorruptStaging(str(path), f"format {fields['format']} is not known")
+        raise CorruptStaging(where, f"format {fields['format']} is not known")
     tables = []
     for part in fields["parts"]:
         stream = mapped.slice(part["offset"], part["length"])
         if xxhash.xxh3_128_hexdigest(stream) != part["digest"]:
-            raise CorruptStaging(str(path), f"checksum of {part['name']} differs")
+            raise CorruptStaging(where, f"checksum of {part['name']} differs")
         if any(mapped.slice(part["offset"] + part["length"], aligned(part["length"]) - part["length"]).to_pybytes()):
-            raise CorruptStaging(str(path), f"padding after {part['name']} is not zero")
+            raise CorruptStaging(where, f"padding after {part['name']} is not zero")
         tables.append(pa.ipc.open_stream(stream).read_all())
     segment, chunks, embeddings, sparse = tables
     return SegmentRows(rows_of(segment)[0], chunks, embeddings, sparse)
 
 
-def remove_staged(path: str | Path) -> None:
+def remove_staged(path: Name, folder: Folder = HERE) -> None:
     """Remove a staged segment once its rows are committed; nothing if it is gone already."""
-    path = Path(path)
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    try:
+        folder.remove(path)
+    except OSError as exc:
+        raise StoreUnavailable(folder.address(path), str(exc)) from exc

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import and_, or_
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +29,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexers.config import DEFAULT_SETTINGS, StoreSettings
-from indexers.disk import free_bytes, is_full, require_room
+from indexers.disk import is_full, require_room
 from indexers.errors import CommitConflict, DiskFull, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
+from indexers.folder import Folder, Place, as_folder, reached
 from indexers.records import (
     BLOB_COLUMN,
     CHUNKS,
@@ -120,19 +119,21 @@ class LanceStore:
     Methods raise ``StoreError`` and its kinds for the store's failures and ``ValueError`` for a caller's mistake.
     """
 
-    def __init__(self, folder: str | Path, settings: StoreSettings = DEFAULT_SETTINGS) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Place, settings: StoreSettings = DEFAULT_SETTINGS) -> None:
+        self.folder = as_folder(folder)
         self.settings = settings
         self._process = os.getpid()
         self._connection: DBConnection | None = None
+        self._options: Mapping[str, str] = {}
         self._tables: dict[str, Table] = {}
         self._embedding_dim: int | None = None
 
     @classmethod
-    def create(cls, folder: str | Path, embedding_dim: int, settings: StoreSettings = DEFAULT_SETTINGS) -> LanceStore:
+    def create(cls, folder: Place, embedding_dim: int, settings: StoreSettings = DEFAULT_SETTINGS) -> LanceStore:
         """Make the tables of an archive, or those that an interrupted call left out; existing ones must fit."""
         store = cls(folder, settings)
-        (store.folder / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
+        with reached(store.folder):
+            store.folder.make()
         for name in TABLES:
             store._create_table(name, embedding_dim)
         if store.embedding_dim != embedding_dim:
@@ -144,12 +145,14 @@ class LanceStore:
         return store
 
     @classmethod
-    def open(cls, folder: str | Path, settings: StoreSettings = DEFAULT_SETTINGS) -> LanceStore:
+    def open(cls, folder: Place, settings: StoreSettings = DEFAULT_SETTINGS) -> LanceStore:
         """Open an archive's tables for reading or writing. Raises ``StoreUnavailable`` if there are none."""
         store = cls(folder, settings)
-        missing = [name for name in TABLES if not (store.folder / TABLES_FOLDER / f"{name}.lance").is_dir()]
+        with reached(store.folder):
+            found = store.folder.entries(TABLES_FOLDER)
+        missing = [name for name in TABLES if f"{name}.lance" not in found]
         if missing:
-            raise StoreUnavailable(str(store.folder), f"tables are missing: {', '.join(missing)}")
+            raise StoreUnavailable(store.folder.address(), f"tables are missing: {', '.join(missing)}")
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -245,7 +248,8 @@ class LanceStore:
         if videos and videos[0].state != DELETING:
             self.upsert_videos([replace(videos[0], state=DELETING)])
         rows = self.delete_rows(video_id)
-        kv_bytes = _remove_tree(self.folder / kv_folder(video_id))
+        with reached(self.folder):
+            kv_bytes = self.folder.remove_tree(kv_folder(video_id))
         rows[VIDEOS] = self._delete(VIDEOS, self._equals("video_id", video_id))
         return DeleteReport(video_id, rows, kv_bytes)
 
@@ -394,20 +398,27 @@ class LanceStore:
     def _connect(self) -> DBConnection:
         if self._process != os.getpid():
             raise StoreError("this store was opened before a fork; open it anew in the child process")
-        if self._connection is None:
+        with reached(self.folder):
+            address, options = self.folder.tables(TABLES_FOLDER)
+        if self._connection is None or options != self._options:  # credentials are renewed from time to time
             import lancedb
 
+            self.close()
             # Zero: every read looks for newer commits first, so that readers see a running ingest.
-            self._connection = lancedb.connect(str(self.folder / TABLES_FOLDER), read_consistency_interval=timedelta(0))
+            self._connection = lancedb.connect(
+                address, read_consistency_interval=timedelta(0), storage_options=dict(options) or None
+            )
+            self._options = options
         return self._connection
 
     def _create_table(self, name: str, embedding_dim: int) -> None:
         connection = self._connect()
         if name in connection.list_tables().tables:
-            folder = self.folder / TABLES_FOLDER / f"{name}.lance"
-            if any(folder.glob("_versions/*.manifest")):
-                return
-            _remove_tree(folder)  # a killed creation got no further than the folder
+            folder = _table_folder(name)
+            with reached(self.folder):
+                if any(file.name.endswith(".manifest") for file in self.folder.list(f"{folder}/_versions")):
+                    return
+                self.folder.remove_tree(folder)  # a killed creation got no further than the folder
         with _translated(name, self.folder):
             connection.create_table(
                 name,
@@ -525,9 +536,8 @@ class LanceStore:
         return live_bytes
 
     def _table_bytes(self, name: str) -> int:
-        return sum(
-            path.stat().st_size for path in (self.folder / TABLES_FOLDER / f"{name}.lance").rglob("*") if path.is_file()
-        )
+        with reached(self.folder):
+            return sum(file.num_bytes for file in self.folder.list(_table_folder(name)))
 
     def _commit_sized(self, table: pa.Table) -> Iterator[pa.Table]:
         """Slices of a table of at most ``commit_bytes`` of blobs each, at least one row."""
@@ -660,20 +670,12 @@ def _only_shown(table: pa.Table, visibility: Visibility) -> pa.Table:
     return table if all(mask) else table.filter(pa.array(mask, type=pa.bool_()))
 
 
-def _remove_tree(folder: Path) -> int:
-    """Remove a folder with its files; returns their bytes. Nothing if it is absent; a link is not followed."""
-    if folder.is_symlink() or not folder.is_dir():
-        return 0
-    num_bytes = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    try:
-        shutil.rmtree(folder)
-    except OSError as exc:
-        raise StoreUnavailable(str(folder), str(exc)) from exc
-    return num_bytes
+def _table_folder(name: str) -> str:
+    return f"{TABLES_FOLDER}/{name}.lance"
 
 
 @contextmanager
-def _translated(table: str, folder: Path, needed: int | None = None) -> Iterator[None]:
+def _translated(table: str, folder: Folder, needed: int | None = None) -> Iterator[None]:
     """LanceDB raises plain ``ValueError``, ``RuntimeError`` and ``OSError``; its message is all there is to go by.
 
     ``needed`` is given for writes, in bytes: one that fails where there is no room for so much failed for that reason,
@@ -682,14 +684,15 @@ def _translated(table: str, folder: Path, needed: int | None = None) -> Iterator
     try:
         yield
     except (OSError, ValueError, RuntimeError) as exc:
-        if is_full(exc) or (needed is not None and free_bytes(folder) < needed):
-            raise DiskFull(str(folder), needed, free_bytes(folder)) from exc
+        free = folder.free_bytes()
+        if is_full(exc) or (needed is not None and free is not None and free < needed):
+            raise DiskFull(folder.address(), needed, free) from exc
         text = str(exc)
         if isinstance(exc, OSError):
-            raise StoreUnavailable(str(folder), f"{table}: {text}") from exc
+            raise StoreUnavailable(folder.address(), f"{table}: {text}") from exc
         lowered = text.lower()
         if "conflict" in lowered or "concurrent" in lowered:
             raise CommitConflict(table, text) from exc
         if "was not found" in lowered or "not found:" in lowered or "io error" in lowered:
-            raise StoreUnavailable(str(folder), f"{table}: {text}") from exc
+            raise StoreUnavailable(folder.address(), f"{table}: {text}") from exc
         raise StoreError(f"table {table!r}: {text}") from exc

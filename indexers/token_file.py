@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.container import HeaderError
+from indexers.folder import HERE, Folder, Name
 from indexers.kv_file import ITEM_BYTES, ChunkReader, WrittenKV, require_known, write_dense_kv
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ class TokensHeader:
             raise HeaderError(f"its members do not make sense: {exc}") from exc
 
 
-def write_tokens(path: str | Path, header: TokensHeader, chunks: Iterable[Buffer]) -> WrittenKV:
-    """Write one segment's tokens durably: either whole or not there. Raises what ``write_dense_kv`` raises."""
-    return write_dense_kv(path, header, chunks)
+def write_tokens(path: Name, header: TokensHeader, chunks: Iterable[Buffer], folder: Folder = HERE) -> WrittenKV:
+    """Write one segment's tokens durably: either whole or not there. Takes and raises what ``write_dense_kv`` does."""
+    return write_dense_kv(path, header, chunks, folder)
 
 
 class TokensReader(ChunkReader[TokensHeader]):

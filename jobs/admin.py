@@ -92,12 +92,12 @@ def run_compact(archive: Archive, wait_s: float, out: Output) -> int:
 
 def run_doctor(archive: str | None, config: str | None, out: Output) -> int:
     """Checks; exit code 1 when one found a problem. The archive is optional here."""
-    from pipeline.archive import archive_folder
+    from pipeline.address import open_folder
     from pipeline.config import load_settings
     from pipeline.doctor import doctor
 
     settings = load_settings(config, overrides={"archive": archive})
-    report = doctor(archive_folder(settings.archive) if settings.archive else None, settings)
+    report = doctor(open_folder(settings.archive, settings.s3) if settings.archive else None, settings)
     if out.as_json:
         out.document(report)
     else:

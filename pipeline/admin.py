@@ -39,7 +39,7 @@ def status(reader: ArchiveReader) -> dict[str, Any]:
     recipe = reader.manifest.recipe
     cameras = Counter(row.camera for row in visible)
     return {
-        "archive": str(reader.folder),
+        "archive": reader.folder.address(),
         "model": reader.manifest.model,
         "fingerprint": recipe.fingerprint,
         "recipe": {

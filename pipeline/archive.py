@@ -5,6 +5,7 @@ Everything raised on purpose is an ``ArchiveError``; errors of the layers below 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pipeline.address import open_folder
 from pipeline.config import Settings, load_settings
 from pipeline.errors import (
     ArchiveBusy,
@@ -21,7 +23,6 @@ from pipeline.errors import (
     StageError,
     StorageError,
     StorageFull,
-    UsageError,
 )
 from pipeline.results import AnomalyResult, Answer, IngestReport, Moment, SearchResult
 
@@ -79,7 +80,7 @@ def translate(error: Exception) -> ArchiveError:
 class Archive:
     """A video archive you can ask.
 
-    ``uri`` is a local folder. Opening costs nothing; the first call that needs the archive reads it.
+    ``uri`` is a local folder or ``s3://bucket/prefix``. Opening costs nothing; the first call that needs it reads it.
 
         archive = Archive("footage.vxl")
         archive.ingest("s3://bucket/cameras", key_pattern="{camera}/%Y-%m-%d/%H%M%S.mp4", time_zone="Europe/Berlin")
@@ -89,8 +90,8 @@ class Archive:
     """
 
     def __init__(self, uri: str | Path, *, settings: Settings | None = None, time_zone: str | None = None) -> None:
-        self.folder = archive_folder(uri)
         self.settings = settings or load_settings()
+        self.folder = open_folder(uri, self.settings.s3)
         self.time_zone = time_zone
         self._opened: ArchiveReader | None = None
 
@@ -100,7 +101,8 @@ class Archive:
 
         What settings of indexing decide is fixed in the archive and stays as it is.
         """
-        other = Archive(self.folder, settings=settings, time_zone=self.time_zone)
+        other = copy.copy(self)
+        other.settings = settings
         other._opened = self._reader().under(settings)
         return other
 
@@ -429,21 +431,3 @@ class SearchQuery:
             return self.to_arrow().to_pandas()
         except ImportError as exc:
             raise ConfigError("to_pandas needs pandas: pip install pandas") from exc
-
-
-def archive_folder(uri: str | Path) -> Path:
-    """The local folder of an archive's address. Raises ``ConfigError`` for addresses that are not supported."""
-    text = str(uri)
-    if not text.strip():
-        raise UsageError("the archive's address is empty; give --archive or set VXL_ARCHIVE")
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if "://" in text:
-        raise ConfigError(f"an archive at {text!r} is not supported yet: give a local folder (sources may lie on S3)")
-    try:
-        folder = Path(text).expanduser().absolute()
-    except RuntimeError as exc:
-        raise ConfigError(f"the archive's address {text!r} names no folder: {exc}") from exc
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"the archive's address {text!r} is a file, not a folder")
-    return folder

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.decode_worker import DecodeSettings
 from pipeline.errors import ConfigError
-from pipeline.media import S3Settings
+from pipeline.s3 import S3Settings
 from videoxl2.config import LevelSettings, PrefillSettings, RelevanceKind
 
 

@@ -1,19 +1,19 @@
 """What it cost on this machine to get KV, ask by ask: a small file beside the archive's tables, bounded in size.
 
 ``<archive>/costs.jsonl`` has one JSON object per line, a ``Cost``: where it was measured, which way was taken, the
-work, both predictions of the planner and the truth. Readers append to it; one that cannot goes without. Only the
+work, both predictions of the planner and the truth. Readers append to it; one that cannot (S3) goes without. Only the
 planner's choice between two ways to the same KV depends on it, so the file may be removed at any time.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
+
+from indexers.folder import Folder, Place, as_folder
 
 COST_LOG = "costs.jsonl"
 LARGEST_BYTES = 256 << 10
@@ -64,27 +64,24 @@ def host_name() -> str:
     return platform.node() or "unknown"
 
 
-def append_cost(folder: Path, cost: Cost) -> bool:
+def append_cost(place: Place, cost: Cost) -> bool:
     """Note a measurement and keep the file small; ``False`` where nothing can be written."""
-    path = folder / COST_LOG
+    folder = as_folder(place)
+    num_bytes = folder.append(COST_LOG, (json.dumps(asdict(cost)) + "\n").encode())
+    if num_bytes is None:
+        return False
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(descriptor, (json.dumps(asdict(cost)) + "\n").encode())
-            is_long = os.fstat(descriptor).st_size > LARGEST_BYTES
-        finally:
-            os.close(descriptor)
-        if is_long:
-            _shorten(path)
+        if num_bytes > LARGEST_BYTES:
+            _shorten(folder)
     except OSError:
         return False
     return True
 
 
-def read_costs(folder: Path) -> list[Cost]:
+def read_costs(folder: Place) -> list[Cost]:
     """Everything noted, oldest first. Lines that are cut, damaged or of another version are skipped."""
     try:
-        text = (folder / COST_LOG).read_bytes().decode("utf-8", "replace")
+        text = as_folder(folder).read_bytes(COST_LOG).decode("utf-8", "replace")
     except OSError:
         return []
     return list(_parsed(text.splitlines()))
@@ -107,8 +104,8 @@ def _parsed(lines: Iterable[str]) -> Iterable[Cost]:
             continue
 
 
-def _shorten(path: Path) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)[-_KEPT_LINES:]
-    shorter = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shorter.write_bytes(b"".join(lines))
-    shorter.replace(path)
+def _shorten(folder: Folder) -> None:
+    lines = folder.read_bytes(COST_LOG).splitlines(keepends=True)[-_KEPT_LINES:]
+    with folder.create(COST_LOG) as shorter:
+        shorter.file.write(b"".join(lines))
+        shorter.commit()

@@ -7,10 +7,11 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from indexers.folder import LocalFolder, Place, as_folder
 from pipeline.config import Settings
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -18,7 +19,7 @@ PACKAGES = ("torch", "transformers", "lancedb", "pyarrow", "ray", "decord", "av"
 LOW_DISK_BYTES = 5 * 2**30
 
 
-def doctor(folder: Path | None, settings: Settings) -> dict[str, Any]:
+def doctor(folder: Place | None, settings: Settings) -> dict[str, Any]:
     """``{"checks": [{"name", "status", "detail"}], "ok"}``; ``ok`` is false when a check found a problem."""
     checks: list[dict[str, str]] = []
     probes: list[tuple[str, Callable[[], tuple[str, str]]]] = [
@@ -99,7 +100,7 @@ def _model(name: str) -> tuple[str, str]:
     return (OK, detail) if notice is None else (WARNING, f"{detail}; {notice}")
 
 
-def _archive(folder: Path, settings: Settings) -> tuple[str, str]:
+def _archive(folder: Place, settings: Settings) -> tuple[str, str]:
     from pipeline.reader import ArchiveReader
 
     reader = ArchiveReader(folder, settings)
@@ -115,7 +116,7 @@ def _archive(folder: Path, settings: Settings) -> tuple[str, str]:
     return (WARNING if bad or interrupted else OK), detail
 
 
-def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
+def _kv_files(folder: Place, settings: Settings) -> tuple[str, str]:
     from indexers.errors import CorruptKV, MissingKV
     from indexers.kv_file import DenseKVReader
     from indexers.sweep import find_orphans
@@ -132,7 +133,7 @@ def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
             if path is None:
                 continue
             try:
-                reader(folder / path, digest).close()
+                reader(path, digest, store.folder).close()
             except MissingKV:
                 missing.append(path)
             except CorruptKV:
@@ -148,7 +149,11 @@ def _kv_files(folder: Path, settings: Settings) -> tuple[str, str]:
     return OK, "every referenced file is there and the one that was committed; nothing is left over"
 
 
-def _disk(folder: Path) -> tuple[str, str]:
-    usage = shutil.disk_usage(folder if folder.is_dir() else folder.parent)
+def _disk(place: Place) -> tuple[str, str]:
+    folder = as_folder(place)
+    if not isinstance(folder, LocalFolder):  # segments are written to a scratch file before they are uploaded
+        usage = shutil.disk_usage(tempfile.gettempdir())
+    else:
+        usage = shutil.disk_usage(folder.path if folder.path.is_dir() else folder.path.parent)
     detail = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.0f} GiB"
     return (WARNING, f"{detail}: little") if usage.free < LOW_DISK_BYTES else (OK, detail)

@@ -153,7 +153,7 @@ class StorageFull(StorageError):
     def __init__(self, where: str, cause: str) -> None:
         super().__init__(
             f"cannot write to the archive at {where!r}: {cause}; what is committed stays as it is. Make room "
-            "(vxl kv evict, vxl delete, or a larger disk) and run the same command again"
+            "(in an archive's folder: vxl kv evict, vxl delete) and run the same command again"
         )
         self.where = where
         self.cause = cause

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from indexers.access_log import shorten_access_log
 from indexers.errors import CorruptStaging, DiskFull
+from indexers.folder import Folder, Place, as_folder, reached
 from indexers.lease import WriterLease
 from indexers.records import (
     DELETED,
@@ -123,12 +123,13 @@ def parse_key_pattern(pattern: str | None, time_zone: str | None) -> KeyPattern 
 class Ingestion:
     """One run over an archive: a committer, its runner, and the outcome of every listed object."""
 
-    def __init__(self, archive: Path, manifest: Manifest, settings: Settings, observe: Observer) -> None:
-        self._archive = archive
+    def __init__(self, archive: Place, manifest: Manifest, settings: Settings, observe: Observer) -> None:
+        self._archive: Folder = as_folder(archive)
         self._manifest = manifest
         self._settings = settings
         self._observe = observe
         self._store: LanceStore
+        self._lease: WriterLease
         self._tasks: dict[str, VideoTask] = {}
         self._rows: dict[str, VideoRow] = {}
         self._indexed: set[str] = set()
@@ -142,6 +143,7 @@ class Ingestion:
         """Index what is missing. Raises ``ArchiveLocked`` when another process writes."""
         started = time.monotonic()
         with WriterLease(self._archive, wait_s) as lease:
+            self._lease = lease
             self._store = LanceStore.open(self._archive)
             finish_deletions(self._store)
             refresh_videos(self._store)
@@ -152,6 +154,7 @@ class Ingestion:
             if todo:
                 self._index(todo)
                 sweep(self._archive, self._store, lease)
+                lease.require()
                 shorten_access_log(self._archive, (row.segment_id for row in self._store.segments_of()), lease)
                 self._compact()
         return self._report(listed, time.monotonic() - started)
@@ -166,22 +169,27 @@ class Ingestion:
 
     def _recover_staged(self) -> None:
         """Commit segments that a killed run made durable but did not commit."""
-        for path in sorted((self._archive / STAGING_FOLDER).glob(f"*{STAGED_SUFFIX}")):
+        with reached(self._archive):
+            staged = sorted(file.name for file in self._archive.list(STAGING_FOLDER))
+        for path in staged:
+            if not path.endswith(STAGED_SUFFIX):
+                continue
             try:
-                rows = read_staged(path)
+                rows = read_staged(path, self._archive)
             except CorruptStaging as exc:
                 logger.warning("%s", exc)
             else:
                 if self._is_wanted(rows):
                     self._store.insert_segment(rows)
                     logger.info("recovered staged segment %s", rows.segment_id)
-            remove_staged(path)
+            remove_staged(path, self._archive)
 
     def _is_wanted(self, rows: SegmentRows) -> bool:
         row = self._rows.get(rows.video_id)
         is_open = row is not None and row.state in (DISCOVERED, QUEUED, RUNNING)
         is_ours = rows.segment["fingerprint"] == self._manifest.recipe.fingerprint
-        has_files = all((self._archive / path).is_file() for path in rows.file_paths)
+        with reached(self._archive):
+            has_files = all(self._archive.size(path) is not None for path in rows.file_paths)
         return is_open and is_ours and has_files
 
     def _plan(self, listed: list[Listed]) -> list[VideoTask]:
@@ -275,16 +283,16 @@ class Ingestion:
 
     def _commit(self, event: WorkerEvent, runner: Runner) -> None:
         task = self._tasks[event.video_id]
+        self._lease.require()
         match event:
             case VideoProgress():
                 if self._rows[task.video_id].state != RUNNING:
                     self._save(self._ledger_row(task, RUNNING))
                 self._observe("progress", {"uri": task.uri, "done_s": event.decoded_s, "of_s": event.duration_s})
             case SegmentStaged():
-                path = Path(event.staged_path)
-                rows = read_staged(path)
+                rows = read_staged(event.staged_path, self._archive)
                 self._store.insert_segment(rows)
-                remove_staged(path)
+                remove_staged(event.staged_path, self._archive)
                 self._kept.note(rows)
                 self._prefill_s += event.prefill_s
                 self._make_room()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from indexers.folder import Folder, Place, as_folder
 from indexers.lease import WriterLease
 from indexers.store import LanceStore
 from pipeline.config import IngestSettings, Settings
@@ -22,6 +23,7 @@ from pipeline.ingest import (
 )
 from pipeline.recipe import Manifest, is_archive_part, make_recipe, read_manifest, write_manifest
 from pipeline.results import IngestReport
+from pipeline.tiers import require_local
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint, weights_notice
 from videoxl2.config import ModelSpec
 
@@ -33,7 +35,7 @@ TIMESTAMP_ROOM = 11
 
 
 def run_ingest(
-    folder: Path,
+    place: Place,
     sources: Sequence[str],
     settings: Settings,
     *,
@@ -44,9 +46,12 @@ def run_ingest(
     observe: Observer | None,
 ) -> IngestReport:
     """Check sources, pattern, model and archive in this order, then index. See ``Archive.ingest``."""
+    folder = as_folder(place)
     if not sources:
         raise UsageError("no source given: name an s3://bucket/prefix or a folder")
     observer = observe or (lambda phase, facts: None)
+    if settings.storage.max_kv_bytes is not None:
+        require_local(folder, "a byte cap (storage.max_kv_bytes)")
     pattern = parse_key_pattern(key_pattern, time_zone)
     opened = open_sources(sources, settings)
     found = read_manifest(folder)
@@ -66,7 +71,7 @@ def run_ingest(
     return Ingestion(folder, manifest, settings, observer).run(listed, wait_s).with_notices(notices)
 
 
-def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple[Manifest, str | None]:
+def _manifest(folder: Folder, found: Manifest | None, settings: Settings) -> tuple[Manifest, str | None]:
     """The archive's manifest, or that of a new archive; settings that differ from the archive's are refused."""
     from videoxl2.model import choose_device
 
@@ -85,26 +90,26 @@ def _manifest(folder: Path, found: Manifest | None, settings: Settings) -> tuple
     check_segment_fits(info.spec, ingest)
     recipe = make_recipe(info, ingest, dtype)
     if found is not None:
-        found.recipe.require_equal(recipe, str(folder))
+        found.recipe.require_equal(recipe, folder.address())
         return found, weights_notice(info)
     return Manifest(model=name, recipe=recipe), weights_notice(info)
 
 
-def _create(folder: Path, manifest: Manifest, wait_s: float) -> None:
+def _create(folder: Folder, manifest: Manifest, wait_s: float) -> None:
     """Make an archive: its tables, then its manifest, so that a folder with a manifest is a whole archive.
 
     A folder that holds other things is never turned into an archive; what a killed creation left is taken over.
     """
-    if folder.is_dir() and not all(is_archive_part(entry) for entry in folder.iterdir()):
-        raise ConfigError(f"{str(folder)!r} is not empty and not an archive; name an empty or new folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not all(is_archive_part(name) for name in folder.entries()):
+            raise ConfigError(f"{folder.address()!r} is not empty and not an archive; name an empty or new folder")
+        folder.make()
     except OSError as exc:
-        raise ConfigError(f"cannot make an archive at {str(folder)!r}: {exc.strerror}") from exc
+        raise ConfigError(f"cannot make an archive at {folder.address()!r}: {exc.strerror}") from exc
     with WriterLease(folder, wait_s):
         raced = read_manifest(folder)
         if raced is not None:
-            raced.recipe.require_equal(manifest.recipe, str(folder))
+            raced.recipe.require_equal(manifest.recipe, folder.address())
             return
         LanceStore.create(folder, manifest.recipe.embedding_dim)
         write_manifest(folder, manifest)

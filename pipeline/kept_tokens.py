@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indexers.folder import Place, as_folder
 from indexers.kv_file import WrittenKV
 from indexers.records import tokens_path
 from indexers.token_file import TokensHeader, TokensReader, write_tokens
@@ -42,14 +42,14 @@ def wait_for(computed: Tensor) -> None:
 
 
 def keep_tokens(
-    archive: Path,
+    archive: Place,
     recipe: Recipe,
     video_id: str,
     segment_index: int,
     visual_GPD: Tensor,
     group_times_s: Sequence[float],
-) -> tuple[str, WrittenKV]:
-    """Write a segment's visual tokens [groups, tokens, width] durably; path relative to the archive, and what it holds.
+) -> WrittenKV:
+    """Write a segment's visual tokens [groups, tokens, width] durably; what was written, and under which name.
 
     Raises ``StoreUnavailable``.
     """
@@ -66,10 +66,8 @@ def keep_tokens(
         width=visual_GPD.shape[2],
         chunk_times_s=tuple(tuple(group_times_s[first:end]) for first, end in plan_chunks(len(visual_GPD), size)),
     )
-    relative = tokens_path(video_id, segment_index)
-    path = archive / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return relative, write_tokens(path, header, (kv_to_numpy(chunk).data for chunk in visual_GPD.split(size)))
+    path = tokens_path(video_id, segment_index)
+    return write_tokens(path, header, (kv_to_numpy(chunk).data for chunk in visual_GPD.split(size)), as_folder(archive))
 
 
 class StoredTokens:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from indexers.container import aligned
+from indexers.folder import ByteRange
 from indexers.kv_file import EXACT, DenseKVReader
 from pipeline.kv_encoding import codec_settings
 
@@ -165,16 +166,18 @@ class Reload:
         return self._cuda.mark(slot.device)
 
     def _read_span(self, pieces: Sequence[PendingChunk], ready: Any) -> None:
-        pieces[0].file.announce(piece.index for piece in pieces)
-        for piece in pieces:
-            if self._is_closed:
-                return
-            try:
-                piece.arrived.set_result(self._read(piece, ready))
-            except BaseException as exc:  # whoever waits for this chunk is told
-                piece.arrived.set_exception(exc)
+        file = pieces[0].file
+        file.announce(piece.index for piece in pieces)
+        with file.open_run([piece.index for piece in pieces]) as run:
+            for piece in pieces:
+                if self._is_closed:
+                    return
+                try:
+                    piece.arrived.set_result(self._read(piece, run, ready))
+                except BaseException as exc:  # whoever waits for this chunk is told
+                    piece.arrived.set_exception(exc)
 
-    def _read(self, piece: PendingChunk, ready: Any) -> Arrival | None:
+    def _read(self, piece: PendingChunk, run: ByteRange, ready: Any) -> Arrival | None:
         from videoxl2.kv_codec import decode_kv_into
 
         slot, header = piece.slot_LSKMDh, piece.file.header
@@ -182,11 +185,11 @@ class Reload:
         settings = codec_settings(header.encoding)
         is_as_stored = header.encoding.codec == EXACT and str(slot.dtype) == f"torch.{header.dtype}"
         if ready is None and is_as_stored:
-            piece.file.read_chunk_into(piece.index, list(byte_runs(slot)))
+            piece.file.read_chunk_into(piece.index, list(byte_runs(slot)), run)
             return None
         uploads = self._uploads(slot.device, ready)
         raw_B = uploads.buffer(piece.num_bytes)
-        piece.file.read_chunk_into(piece.index, [raw_B.numpy().data])
+        piece.file.read_chunk_into(piece.index, [raw_B.numpy().data], run)
         return uploads.deliver(raw_B, lambda found_B: decode_kv_into(found_B, header.dtype, settings, slot))
 
     def _uploads(self, device: torch.device, ready: Any) -> Uploads:

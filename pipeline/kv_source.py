@@ -13,10 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.errors import CorruptKV, MissingKV
+from indexers.folder import Place, as_folder
 from indexers.kv_file import DenseKVReader
 from indexers.records import SegmentRow, VideoRow
 from indexers.token_file import TokensReader
@@ -179,10 +179,8 @@ class KVSource:
         for attempt in range(_OPEN_ATTEMPTS):
             try:
                 if segment.kv_path is not None:
-                    return open_dense(self._reader.folder / segment.kv_path, recipe.fingerprint, segment)
-                if segment.tokens_path is not None:
-                    return open_tokens(self._reader.folder / segment.tokens_path, recipe.fingerprint, segment)
-                break
+                    return open_dense(self._reader.folder, recipe.fingerprint, segment)
+                return open_tokens(self._reader.folder, recipe.fingerprint, segment)
             except CorruptKV as exc:
                 newer = self._segment(row)
                 is_lost = isinstance(exc, MissingKV) and segment.kv_path is not None
@@ -192,7 +190,7 @@ class KVSource:
                     segment = newer
                 elif is_lost and segment.tokens_path is not None:
                     logger.warning("dense KV of segment %s is not there; using its tokens", segment.segment_id)
-                    return open_tokens(self._reader.folder / segment.tokens_path, recipe.fingerprint, segment)
+                    return open_tokens(self._reader.folder, recipe.fingerprint, segment)
                 else:
                     raise
         raise MissingKV(f"segment {segment.segment_id}")
@@ -217,12 +215,14 @@ class KVSource:
         loaded.recompute_s += time.perf_counter() - started
 
 
-def open_dense(path: Path, fingerprint: str, segment: SegmentRow) -> DenseKVReader:
+def open_dense(archive: Place, fingerprint: str, segment: SegmentRow) -> DenseKVReader:
     """A segment's KV file, checked against the archive's fingerprint and the segment's row; the caller closes it.
 
     Raises ``MissingKV``, ``CorruptKV``, and what ``check_owner`` raises.
     """
-    file = DenseKVReader(path, segment.kv_digest)
+    if segment.kv_path is None:
+        raise MissingKV(f"segment {segment.segment_id}")
+    file = DenseKVReader(segment.kv_path, segment.kv_digest, as_folder(archive))
     try:
         check_owner(file, fingerprint, segment)
     except BaseException:
@@ -231,9 +231,11 @@ def open_dense(path: Path, fingerprint: str, segment: SegmentRow) -> DenseKVRead
     return file
 
 
-def open_tokens(path: Path, fingerprint: str, segment: SegmentRow) -> TokensReader:
+def open_tokens(archive: Place, fingerprint: str, segment: SegmentRow) -> TokensReader:
     """A segment's file of tokens, checked as ``open_dense`` checks; the caller closes it."""
-    file = TokensReader(path, segment.tokens_digest)
+    if segment.tokens_path is None:
+        raise MissingKV(f"segment {segment.segment_id}")
+    file = TokensReader(segment.tokens_path, segment.tokens_digest, as_folder(archive))
     try:
         check_owner(file, fingerprint, segment)
     except BaseException:

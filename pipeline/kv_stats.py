@@ -5,13 +5,12 @@ A gigabyte is 10^9 bytes.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from indexers.folder import Folder, reached
 from indexers.records import SPARSE_KV, TABLES, SegmentRow, VideoRow
 from indexers.store import TABLES_FOLDER
 from indexers.sweep import KV_FOLDER
@@ -38,7 +37,7 @@ def kv_stats(reader: ArchiveReader, price_per_gb_month: float | None = None) -> 
     segments = [segment for segment in reader.store.segments_of() if segment.video_id in shown]
     kv_files = _sizes(reader.folder, KV_FOLDER)
     tables = {name: sum(_sizes(reader.folder, f"{TABLES_FOLDER}/{name}.lance").values()) for name in TABLES}
-    on_disk = sum(_sizes(reader.folder, ".").values())
+    on_disk = sum(_sizes(reader.folder, "").values())
     index_bytes = sum(size for name, size in tables.items() if name != SPARSE_KV)
     num_groups = sum(segment.num_groups for segment in segments)
 
@@ -82,7 +81,7 @@ def kv_stats(reader: ArchiveReader, price_per_gb_month: float | None = None) -> 
         cameras.append({"camera": camera, **summary(by_camera[camera], of)})
     total = summary(visible, segments)
     return {
-        "archive": str(reader.folder),
+        "archive": reader.folder.address(),
         "cameras": cameras,
         "total": total,
         "tables": tables,
@@ -150,17 +149,10 @@ def _bytes_of(path: str | None, files: dict[str, int]) -> int:
     return 0 if path is None else files.get(path, 0)
 
 
-def _sizes(archive: Path, folder: str) -> dict[str, int]:
+def _sizes(archive: Folder, folder: str) -> dict[str, int]:
     """Bytes of every file below a folder of the archive, by path relative to the archive; links are not followed."""
-    sizes = {}
-    for parent, _, names in os.walk(archive / folder, followlinks=False):
-        for name in names:
-            path = Path(parent) / name
-            try:
-                sizes[path.relative_to(archive).as_posix()] = path.lstat().st_size
-            except FileNotFoundError:  # a writer or a compaction removed it meanwhile
-                continue
-    return sizes
+    with reached(archive):
+        return {file.name: file.num_bytes for file in archive.list(folder)}
 
 
 def _per_hour(size: int, hours: float) -> float | None:

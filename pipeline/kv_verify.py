@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from indexers.container import DurableFile
 from indexers.errors import StoreError
 from indexers.records import SegmentRow, rows_of
 from indexers.sweep import KV_FOLDER
@@ -365,11 +364,10 @@ def _stored_dense(reader: ArchiveReader, segment: SegmentRow) -> tuple[tuple[Chu
     """A segment's dense KV as a question would get it, and the codec of its file: none where it is made of tokens."""
     recipe = reader.manifest.recipe
     if segment.kv_path is not None:
-        with open_dense(reader.folder / segment.kv_path, recipe.fingerprint, segment) as file:
+        with open_dense(reader.folder, recipe.fingerprint, segment) as file:
             chunks = tuple(read_dense_chunk(file, index) for index in range(file.header.num_chunks))
             return chunks, codec_settings(file.header.encoding)
-    assert segment.tokens_path is not None
-    with open_tokens(reader.folder / segment.tokens_path, recipe.fingerprint, segment) as kept:
+    with open_tokens(reader.folder, recipe.fingerprint, segment) as kept:
         return tuple(kv_from_tokens(reader.model, recipe, kept, kept.header.num_chunks)[0]), None
 
 
@@ -387,8 +385,7 @@ def _stored_tokens(reader: ArchiveReader, segment: SegmentRow) -> StoredSegmentT
 
     if segment.tokens_path is None:
         return None
-    path = reader.folder / segment.tokens_path
-    with open_tokens(path, reader.manifest.recipe.fingerprint, segment) as file:
+    with open_tokens(reader.folder, reader.manifest.recipe.fingerprint, segment) as file:
         stored = StoredTokens(file)
         chunks = [stored.chunk(chunk) for chunk in range(file.header.num_chunks)]
         return StoredSegmentTokens(torch.cat(chunks), file.header.group_times_s)
@@ -519,11 +516,11 @@ def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int,
     }
     relative = f"{CERTIFICATE_FOLDER}/{certificate_digest(certificate)}.json"
     try:
-        with DurableFile(reader.folder / relative) as durable:
+        with reader.folder.create(relative) as durable:
             durable.file.write((json.dumps(certificate, indent=1, sort_keys=True) + "\n").encode())
             durable.commit()
     except OSError as exc:
-        logger.warning("the certificate cannot be written to %s: %s", reader.folder, exc.strerror or exc)
+        logger.warning("the certificate cannot be written to %s: %s", reader.folder.address(), exc.strerror or exc)
         return None
     return relative
 

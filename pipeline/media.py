@@ -1,7 +1,6 @@
 """Where footage lies: list it and fetch it, from an S3 bucket, a local folder or a single file.
 
-The only module that knows boto3. A key may be any text: it is kept as it is in URIs and never becomes part of a local
-path. Credentials come from boto3's own chain (environment, profile, instance role) and are never stored or logged.
+A key may be any text: it is kept as it is in URIs and never becomes part of a local path.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from indexers.disk import is_full
 from pipeline.errors import (
     ArchiveError,
@@ -31,6 +28,7 @@ from pipeline.errors import (
     SourceUnavailable,
     StageError,
 )
+from pipeline.s3 import S3Client, S3Error, S3Settings, s3_errors
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".m2t", ".mpg"),
@@ -52,28 +50,6 @@ VIDEO_SUFFIXES = (
     ),
 )
 _READ_BYTES = 1 << 20
-
-
-class S3Settings(BaseModel):
-    """How S3 is reached. No credentials here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    endpoint_url: str | None = Field(
-        default=None, description="address of an S3-compatible server; null: AWS_ENDPOINT_URL, else Amazon"
-    )
-    region: str | None = Field(
-        default=None, description="region name; null: as the AWS configuration says, else us-east-1"
-    )
-    profile: str | None = Field(
-        default=None, description="named profile of the AWS configuration; null: the default chain"
-    )
-    connect_timeout_s: float = Field(default=5.0, gt=0, description="seconds to wait for a connection")
-    read_timeout_s: float = Field(default=60.0, gt=0, description="seconds to wait for the next bytes of an answer")
-    attempts: int = Field(default=3, ge=1, description="tries of one request, the first included")
-    check_timeout_s: float = Field(
-        default=3.0, gt=0, description="connection and read limit in seconds of the check before work"
-    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +141,7 @@ def fetch_uri(
     """
     if uri.startswith("s3://"):
         bucket, _, key = uri[len("s3://") :].partition("/")
-        client = _Client(settings or S3Settings())
+        client = S3Client(settings or S3Settings())
         return _fetched_from_s3(client, uri, bucket, key, etag, scratch_dir)
     return _local_file(uri, etag)
 
@@ -244,7 +220,7 @@ class S3Source:
         self._object_key = "" if prefix.endswith("/") else prefix
         self._settings = settings
         self._suffixes = suffixes
-        self._client = _Client(settings)
+        self._client = S3Client(settings)
 
     def check(self) -> None:
         limit_s = self._settings.check_timeout_s
@@ -252,7 +228,7 @@ class S3Source:
             update={"connect_timeout_s": limit_s, "read_timeout_s": limit_s, "attempts": 1}
         )
         with _listing_errors(self.uri, self._bucket):
-            _Client(hasty).get().list_objects_v2(Bucket=self._bucket, Prefix=self._folder, MaxKeys=1)
+            S3Client(hasty).get().list_objects_v2(Bucket=self._bucket, Prefix=self._folder, MaxKeys=1)
 
     def list(self) -> Iterator[MediaObject]:
         if self._object_key:
@@ -286,77 +262,19 @@ class S3Source:
         return _fetched_from_s3(self._client, media.uri, bucket, key, media.etag, scratch_dir)
 
 
-class _Client:
-    """Makes the boto3 client when it is first needed, so that a source can be sent to another process."""
-
-    def __init__(self, settings: S3Settings) -> None:
-        self._settings = settings
-        self._made: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_settings": self._settings, "_made": None}
-
-    def get(self) -> Any:
-        if self._made is None:
-            import boto3
-            from botocore.config import Config
-
-            settings = self._settings
-            session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
-            self._made = session.client(
-                "s3",
-                endpoint_url=settings.endpoint_url,
-                region_name=session.region_name or "us-east-1",
-                config=Config(
-                    connect_timeout=settings.connect_timeout_s,
-                    read_timeout=settings.read_timeout_s,
-                    retries={"total_max_attempts": settings.attempts, "mode": "standard"},
-                ),
-            )
-        return self._made
-
-
 @contextlib.contextmanager
 def _listing_errors(source: str, bucket: str) -> Iterator[None]:
-    """Turn what boto3 raises while listing into SourceUnavailable with a one-line cause."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    """Turn what S3 raises while listing into SourceUnavailable with a one-line cause."""
     try:
-        yield
-    except ClientError as exc:
-        code = str(exc.response.get("Error", {}).get("Code", "unknown"))
-        causes = {
-            "NoSuchBucket": f"there is no bucket {bucket!r}",
-            "AccessDenied": f"these credentials may not list bucket {bucket!r} (AccessDenied)",
-            "AllAccessDisabled": f"access to bucket {bucket!r} is switched off",
-            "InvalidAccessKeyId": "the server does not know this access key",
-            "SignatureDoesNotMatch": "the secret key does not fit the access key",
-            "ExpiredToken": "the credentials have expired",
-            "PermanentRedirect": f"bucket {bucket!r} lies in another region: set the region",
-            "AuthorizationHeaderMalformed": f"bucket {bucket!r} lies in another region: set the region",
-        }
-        raise SourceUnavailable(source, causes.get(code, f"the server answered {code}")) from exc
-    except BotoCoreError as exc:
-        raise SourceUnavailable(source, _botocore_cause(exc)) from exc
-    except ValueError as exc:
-        raise SourceUnavailable(source, f"the S3 address cannot be used: {_first_line(exc)}") from exc
-
-
-def _botocore_cause(exc: Exception) -> str:
-    from botocore import exceptions
-
-    if isinstance(exc, exceptions.NoCredentialsError):
-        return "no credentials found (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
-    if isinstance(exc, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
-        return f"the S3 server does not answer: {_first_line(exc)}"
-    if isinstance(exc, exceptions.ParamValidationError):
-        return "this is not a valid bucket name or key"
-    return _first_line(exc)
+        with s3_errors(bucket):
+            yield
+    except S3Error as exc:
+        raise SourceUnavailable(source, exc.cause) from exc
 
 
 @contextlib.contextmanager
 def _fetched_from_s3(
-    client: _Client, uri: str, bucket: str, key: str, etag: str | None, scratch_dir: str | Path
+    client: S3Client, uri: str, bucket: str, key: str, etag: str | None, scratch_dir: str | Path
 ) -> Iterator[LocalMedia]:
     name = hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     path = Path(scratch_dir) / f"media-{name}-{secrets.token_hex(4)}"
@@ -367,28 +285,25 @@ def _fetched_from_s3(
         path.unlink(missing_ok=True)
 
 
-def _download(client: _Client, uri: str, bucket: str, key: str, etag: str | None, path: Path) -> None:
-    from botocore.exceptions import BotoCoreError, ClientError
-
+def _download(client: S3Client, uri: str, bucket: str, key: str, etag: str | None, path: Path) -> None:
     condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
     try:
-        answer = client.get().get_object(Bucket=bucket, Key=key, **condition)
-        with contextlib.closing(answer["Body"]) as body, _written_scratch(uri, path, answer["ContentLength"]) as file:
-            num_bytes = 0
-            for part in body.iter_chunks(_READ_BYTES):
-                file.write(part)
-                num_bytes += len(part)
+        with s3_errors():
+            answer = client.get().get_object(Bucket=bucket, Key=key, **condition)
+            size = answer["ContentLength"]
+            with contextlib.closing(answer["Body"]) as body, _written_scratch(uri, path, size) as file:
+                num_bytes = 0
+                for part in body.iter_chunks(_READ_BYTES):
+                    file.write(part)
+                    num_bytes += len(part)
         if num_bytes != answer["ContentLength"]:
             raise MediaFetchError(uri, f"{num_bytes} bytes arrived instead of {answer['ContentLength']}")
-    except ClientError as exc:
-        code = str(exc.response.get("Error", {}).get("Code", "unknown"))
-        if code in ("PreconditionFailed", "412"):
+    except S3Error as exc:
+        if exc.is_refused:
             raise MediaChanged(uri, "the object was replaced after it was listed") from exc
-        if code in ("NoSuchKey", "404"):
+        if exc.is_missing:
             raise MediaChanged(uri, "the object is not there any more") from exc
-        raise MediaFetchError(uri, f"the server answered {code}") from exc
-    except (BotoCoreError, OSError, ValueError) as exc:
-        raise MediaFetchError(uri, f"the download failed: {_first_line(exc)}") from exc
+        raise MediaFetchError(uri, f"the download failed: {exc.cause}") from exc
 
 
 @contextlib.contextmanager
@@ -477,8 +392,3 @@ def _stored_path(text: str) -> Path:
         return Path(text)
     raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return Path(os.fsdecode(raw))
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0] if lines else type(exc).__name__

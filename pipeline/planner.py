@@ -18,11 +18,11 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.access_log import note_uses
 from indexers.errors import StoreError
+from indexers.folder import Place
 from indexers.kv_file import DenseKVReader
 from pipeline.cost_log import Cost, CostPath, append_cost, host_name, read_costs
 from pipeline.errors import EvidenceUnavailable
@@ -262,7 +262,7 @@ class ReusePlan:
     def _read_dense(self, chunk: PlannedChunk) -> None:
         segment = self._segments[chunk.row["segment_id"]]
         if segment.kv_path is not None:
-            with DenseKVReader(self._reader.folder / segment.kv_path) as file:
+            with DenseKVReader(segment.kv_path, folder=self._reader.folder) as file:
                 file.read_chunk(chunk.row["chunk_index"])
 
     def _read_sparse(self, chunk: PlannedChunk) -> None:
@@ -279,7 +279,7 @@ _asked: weakref.WeakSet[ArchiveReader] = weakref.WeakSet()
 """Archives that this process has asked something."""
 
 
-def planner_accuracy(folder: Path) -> dict[str, Any]:
+def planner_accuracy(folder: Place) -> dict[str, Any]:
     """How many asks were predicted and by what factor the prediction was wrong at the median, by the way taken."""
     found: dict[str, Any] = {}
     costs = read_costs(folder)

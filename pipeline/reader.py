@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from indexers.folder import Folder, Place, as_folder
 from indexers.records import VideoRow
 from indexers.scope import ClockWindow, Scope
 from indexers.store import LanceStore
@@ -77,10 +77,12 @@ def make_filters(
 class ArchiveReader:
     """One archive, open for reading."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, place: Place, settings: Settings) -> None:
+        folder: Folder = as_folder(place)
         manifest = read_manifest(folder)
         if manifest is None:
-            raise ConfigError(f"there is no archive at {str(folder)!r}; make one with: vxl ingest SOURCE --archive ...")
+            where = folder.address()
+            raise ConfigError(f"there is no archive at {where!r}; make one with: vxl ingest SOURCE --archive ...")
         self.folder = folder
         self.manifest: Manifest = manifest
         self.settings = settings
@@ -106,7 +108,7 @@ class ArchiveReader:
         ):
             if ours != theirs:
                 raise ModelMismatch(
-                    f"archive {str(self.folder)!r} was made with other weights of the {part} of "
+                    f"archive {self.folder.address()!r} was made with other weights of the {part} of "
                     f"{self.manifest.model!r}: the archive has {str(ours)[:12]}, this machine {str(theirs)[:12]}"
                 )
         return info

@@ -8,13 +8,13 @@ and KV file. A difference is a ``ModelMismatch`` that names the field, never a s
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from indexers.container import TEMP_SUFFIX, DurableFile
+from indexers.container import TEMP_SUFFIX
+from indexers.folder import Place, as_folder
 from indexers.lease import LOCK_NAME
 from indexers.records import SCHEMA_VERSION
 from indexers.store import TABLES_FOLDER
@@ -121,56 +121,56 @@ def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> R
     )
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(place: Place) -> Manifest | None:
     """The archive's manifest; ``None`` where there is no archive. Raises ``ModelMismatch`` for another schema."""
-    path = folder / MANIFEST_NAME
+    folder = as_folder(place)
+    path = folder.address(MANIFEST_NAME)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = folder.read_bytes(MANIFEST_NAME).decode()
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise ConfigError(f"cannot read archive {str(folder)!r}: {exc.strerror}") from exc
+        raise ConfigError(f"cannot read archive {folder.address()!r}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise ConfigError(f"the manifest {str(path)!r} is damaged: {exc}") from exc
+        raise ConfigError(f"the manifest {path!r} is damaged: {exc}") from exc
     try:
         document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != "vxl-archive":
-            raise ConfigError(f"{str(path)!r} is not the manifest of a video archive")
+            raise ConfigError(f"{path!r} is not the manifest of a video archive")
         recipe = document.get("recipe")
         version = recipe.get("schema_version") if isinstance(recipe, dict) else None
         if version is not None and version != SCHEMA_VERSION:
             raise ModelMismatch(
-                f"archive {str(folder)!r} has schema version {version}, this program writes {SCHEMA_VERSION}; "
+                f"archive {folder.address()!r} has schema version {version}, this program writes {SCHEMA_VERSION}; "
                 "use the program version that made it, or index again into a new archive"
             )
         return Manifest.model_validate(document)
     except json.JSONDecodeError as exc:
-        raise ConfigError(f"the manifest {str(path)!r} is damaged: {exc}") from exc
+        raise ConfigError(f"the manifest {path!r} is damaged: {exc}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"the manifest {str(path)!r} is damaged, or of another version of this program: {where}: {first['msg']}"
+            f"the manifest {path!r} is damaged, or of another version of this program: {where}: {first['msg']}"
         ) from exc
 
 
-def is_archive_part(path: Path) -> bool:
-    """Whether ``path`` is something that creating an archive, perhaps killed half-way, leaves in its folder."""
-    if path.name in (TABLES_FOLDER, LOCK_NAME):
-        return True
-    is_unfinished = path.name.startswith(f".{MANIFEST_NAME}.") and path.name.endswith(TEMP_SUFFIX)
-    return path.name == MANIFEST_NAME or is_unfinished
+def is_archive_part(name: str) -> bool:
+    """Whether this is the name of something that creating an archive, perhaps killed half-way, leaves in its folder."""
+    is_unfinished = name.startswith(f".{MANIFEST_NAME}.") and name.endswith(TEMP_SUFFIX)
+    return name in (TABLES_FOLDER, LOCK_NAME, MANIFEST_NAME) or is_unfinished
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(place: Place, manifest: Manifest) -> None:
     """Write ``archive.json`` atomically: a reader sees the whole file or none.
 
     Raises ``ConfigError`` where the folder cannot be written to.
     """
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    folder = as_folder(place)
     try:
-        with DurableFile(folder / MANIFEST_NAME) as durable:
+        with folder.create(MANIFEST_NAME) as durable:
             durable.file.write(text.encode())
             durable.commit()
     except OSError as exc:
-        raise ConfigError(f"cannot make an archive at {str(folder)!r}: {exc.strerror}") from exc
+        raise ConfigError(f"cannot make an archive at {folder.address()!r}: {exc.strerror}") from exc

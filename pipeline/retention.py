@@ -11,10 +11,10 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from indexers.access_log import shorten_access_log
+from indexers.folder import Place
 from indexers.lease import WriterLease
 from indexers.records import DELETED, DELETING, EXPIRED, SegmentRow, VideoRow
 from indexers.store import LanceStore
@@ -33,6 +33,7 @@ from pipeline.tiers import (
     is_pinned,
     kv_file_bytes,
     refresh_videos,
+    require_local,
     tier_of,
 )
 
@@ -63,7 +64,7 @@ def wanted_tier(camera: str | None, age: timedelta, rules: Sequence[RetentionRul
 
 
 def plan_retention(
-    folder: Path, store: LanceStore, rules: Sequence[RetentionRule], pins: Collection[str], now: datetime
+    folder: Place, store: LanceStore, rules: Sequence[RetentionRule], pins: Collection[str], now: datetime
 ) -> RetentionPlan:
     """Read what there is and decide; changes nothing."""
     demotions, expired, unknown, without_tokens, freed = [], [], 0, 0, 0
@@ -116,6 +117,7 @@ def run_retention(
     storage = reader.settings.storage
     if not storage.retention:
         raise UsageError("the settings have no retention rules: write [[storage.retention]] into the file of --config")
+    require_local(reader.folder, "vxl retention")
     moment = now or datetime.now(UTC)
     if dry_run:
         plan = plan_retention(reader.folder, reader.store, storage.retention, storage.pins, moment)
@@ -155,6 +157,7 @@ def evict(
         raise UsageError("no cap given: set storage.max_kv_bytes in the settings file, or --max-bytes")
     if cap < 0:
         raise UsageError(f"--max-bytes {cap} must be 0 or more")
+    require_local(reader.folder, "vxl kv evict")
     before = kv_file_bytes(reader.folder)
     if dry_run:
         keeper = TierKeeper(reader.folder, reader.store, storage.pins)
@@ -179,7 +182,7 @@ def evict(
     }
 
 
-def _plan_eviction(folder: Path, candidates: Sequence[Candidate], excess: int) -> list[Demotion]:
+def _plan_eviction(folder: Place, candidates: Sequence[Candidate], excess: int) -> list[Demotion]:
     """The steps that ``TierKeeper.make_room`` would take with room to encode in; sizes are estimates."""
     steps: list[Demotion] = []
     sizes = {item.segment.segment_id: item.segment.file_bytes for item in candidates}
@@ -196,7 +199,7 @@ def _plan_eviction(folder: Path, candidates: Sequence[Candidate], excess: int) -
     return steps
 
 
-def _planned(folder: Path, segment: SegmentRow, video: VideoRow, tier: Tier) -> Demotion:
+def _planned(folder: Place, segment: SegmentRow, video: VideoRow, tier: Tier) -> Demotion:
     left = bytes_left(folder, segment, tier) or 0
     return _step(segment, video, tier_of(segment), tier, segment.file_bytes - left)
 

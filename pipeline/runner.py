@@ -14,9 +14,10 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
+from indexers.folder import Folder
+from pipeline.address import open_folder
 from pipeline.config import RunnerSettings, Settings
 from pipeline.errors import ArchiveError, ConfigError, StageError, WorkerLost
 from pipeline.recipe import Manifest
@@ -80,9 +81,8 @@ class _RayWorker:
     """The class behind a Ray actor: a ``VideoIndexer`` and nothing else."""
 
     def __init__(self, archive: str, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
-        self._indexer = VideoIndexer(
-            Path(archive), Manifest.model_validate(manifest), Settings.model_validate(settings)
-        )
+        loaded = Settings.model_validate(settings)
+        self._indexer = VideoIndexer(open_folder(archive, loaded.s3), Manifest.model_validate(manifest), loaded)
         self._is_ready = False
 
     def ready(self) -> int:
@@ -101,9 +101,9 @@ class _RayWorker:
 class RayRunner:
     """Ray actors, pinned to GPUs where the settings or the cluster say so."""
 
-    def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
+    def __init__(self, archive: Folder, manifest: Manifest, settings: Settings) -> None:
         self._settings = settings.runner
-        self._arguments = (str(archive), manifest.model_dump(mode="json"), settings.model_dump(mode="json"))
+        self._arguments = (archive.address(), manifest.model_dump(mode="json"), settings.model_dump(mode="json"))
         self._queue: deque[VideoTask] = deque()
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, VideoTask, float]] = {}
@@ -271,7 +271,7 @@ def actor_resources(settings: RunnerSettings, cluster: dict[str, float]) -> dict
     return options
 
 
-def make_runner(archive: Path, manifest: Manifest, settings: Settings) -> Runner:
+def make_runner(archive: Folder, manifest: Manifest, settings: Settings) -> Runner:
     """The runner that ``settings.runner.kind`` names."""
     if settings.runner.kind == "ray":
         return RayRunner(archive, manifest, settings)

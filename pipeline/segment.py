@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexers.config import StoreSettings
+from indexers.folder import Place, as_folder
 from indexers.kv_file import EXACT, DenseKVHeader, WrittenKV, write_dense_kv
 from indexers.records import (
     CHUNKS_SCHEMA,
@@ -196,7 +196,7 @@ class Segment:
 
     def write_kv(
         self,
-        archive: Path,
+        archive: Place,
         codec: str = EXACT,
         keep: Sequence[bool] | None = None,
         *,
@@ -234,11 +234,10 @@ class Segment:
             sparse=to_table(sparse, SPARSE_SCHEMA),
         )
 
-    def _write_dense(self, archive: Path, codec: str, keep: Sequence[bool]) -> tuple[str, WrittenKV]:
-        """Path relative to the archive, and what was written. Raises ``KVLayoutError`` for values out of range."""
+    def _write_dense(self, archive: Place, codec: str, keep: Sequence[bool]) -> WrittenKV:
+        """What was written, and under which name. Raises ``KVLayoutError`` for values out of range."""
         from videoxl2.kv_codec import encode_kv
 
-        relative = kv_path(self.task.video_id, self.segment_index, codec)
         encoding = encoding_of(codec)
         settings = codec_settings(encoding)
         layers, _, kv_heads, _, head_dim = self.chunks[0].kv_LSKMDh.shape
@@ -253,29 +252,22 @@ class Segment:
             chunk_groups=tuple(chunk.groups if kept else () for chunk, kept in zip(self.chunks, keep, strict=True)),
             encoding=encoding,
         )
-        path = archive / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
         payloads = (
             encode_kv(chunk.kv_LSKMDh, settings).data if kept else b""
             for chunk, kept in zip(self.chunks, keep, strict=True)
         )
-        return relative, write_dense_kv(path, header, payloads)
+        path = kv_path(self.task.video_id, self.segment_index, codec)
+        return write_dense_kv(path, header, payloads, as_folder(archive))
 
-    def _write_tokens(self, archive: Path) -> tuple[str, WrittenKV]:
-        """Path relative to the archive, and what was written."""
+    def _write_tokens(self, archive: Place) -> WrittenKV:
+        """What was written, and under which name."""
         return keep_tokens(
             archive, self.recipe, self.task.video_id, self.segment_index, self.visual_GPD, self.group_times_s
         )
 
     def _segment_row(
-        self,
-        codec: str,
-        dense: tuple[str, WrittenKV] | None,
-        tokens: tuple[str, WrittenKV] | None,
-        sparse: Sequence[dict[str, Any]],
+        self, codec: str, dense: WrittenKV | None, tokens: WrittenKV | None, sparse: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        path, written = (None, None) if dense is None else dense
-        tokens_path, tokens_written = (None, None) if tokens is None else tokens
         return {
             "segment_id": self.segment_id,
             "video_id": self.task.video_id,
@@ -287,13 +279,13 @@ class Segment:
             "num_frames": self.num_frames,
             "num_tokens": sum(chunk.num_tokens for chunk in self.chunks),
             "state": "indexed",
-            "kv_path": path,
-            "kv_bytes": 0 if written is None else written.num_bytes,
+            "kv_path": None if dense is None else dense.name,
+            "kv_bytes": 0 if dense is None else dense.num_bytes,
             "sparse_bytes": sum(len(row["kv"]) for row in sparse),
-            "kv_digest": None if written is None else written.digest,
-            "tokens_path": tokens_path,
-            "tokens_bytes": 0 if tokens_written is None else tokens_written.num_bytes,
-            "tokens_digest": None if tokens_written is None else tokens_written.digest,
+            "kv_digest": None if dense is None else dense.digest,
+            "tokens_path": None if tokens is None else tokens.name,
+            "tokens_bytes": 0 if tokens is None else tokens.num_bytes,
+            "tokens_digest": None if tokens is None else tokens.digest,
             "tier": "dense" if dense is not None else NO_DENSE if tokens is None else TOKENS,
             "codec": NO_DENSE if dense is None else codec,
             "dtype": self.recipe.dtype,
@@ -367,11 +359,11 @@ class Segment:
         }
 
 
-def _places(written: tuple[str, WrittenKV] | None, keep: Sequence[bool]) -> list[tuple[int, int]]:
+def _places(written: WrittenKV | None, keep: Sequence[bool]) -> list[tuple[int, int]]:
     """Offset and length of each chunk in the file that was written first; zeros where it cannot be used dense."""
     if written is None:
         return [(0, 0)] * len(keep)
-    return [(entry.offset, entry.length if kept else 0) for entry, kept in zip(written[1], keep, strict=True)]
+    return [(entry.offset, entry.length if kept else 0) for entry, kept in zip(written, keep, strict=True)]
 
 
 def _unit(vector_E: np.ndarray) -> np.ndarray:

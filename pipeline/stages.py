@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexers.disk import unavailable
 from indexers.errors import DiskFull, StoreUnavailable
+from indexers.folder import Place, as_folder
 from indexers.staging import write_staged
 from indexers.sweep import STAGING_FOLDER
 from pipeline.config import Settings
@@ -52,8 +52,8 @@ class Models:
 class VideoIndexer:
     """One worker. The constructor stores plain values; ``setup`` starts what it needs where the work is done."""
 
-    def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
-        self._archive = archive
+    def __init__(self, archive: Place, manifest: Manifest, settings: Settings) -> None:
+        self._archive = as_folder(archive)
         self._manifest = manifest
         self._settings = settings
         self._models: Future[Models] | None = None
@@ -154,7 +154,7 @@ class VideoIndexer:
         yield VideoDone(video_id=task.video_id, num_segments=num_segments, facts=facts)
 
     def _write_error(self, error: OSError | StoreUnavailable) -> ArchiveError:
-        found = unavailable(self._archive, error) if isinstance(error, OSError) else error
+        found = unavailable(self._archive, "", error) if isinstance(error, OSError) else error
         if isinstance(found, DiskFull):
             return StorageFull(found.where, found.cause)
         return StageError("write", f"cannot write to the archive: {error}")
@@ -171,7 +171,7 @@ class VideoIndexer:
         stage.name = "write"
         wait_s = 0.0 if self._settings.runner.kind == "local" else _ROOM_WAIT_S
         rows = write_segment(self._archive, segment, self._settings.ingest.codec, self._settings.storage, wait_s)
-        path = write_staged(self._archive / STAGING_FOLDER, rows)
+        path = write_staged(STAGING_FOLDER, rows, self._archive)
         return SegmentStaged(
             video_id=builder.task.video_id,
             segment_index=builder.segment_index,

@@ -29,7 +29,7 @@ class VideoTask:
 class SegmentStaged:
     """A worker made a segment durable: its files are in place and its rows are staged for the committer.
 
-    ``prefill_s`` is what the language model took for it.
+    ``staged_path`` is relative to the archive; ``prefill_s`` is what the language model took for it.
     """
 
     video_id: str

@@ -29,12 +29,13 @@ import numpy as np
 from indexers.access_log import last_uses
 from indexers.container import ALIGNMENT, aligned
 from indexers.errors import CorruptKV, DiskFull, StoreUnavailable
+from indexers.folder import LocalFolder, Place, as_folder, reached
 from indexers.kv_file import ITEM_BYTES, DenseKVReader
 from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow
 from indexers.store import LanceStore
 from indexers.sweep import KV_FOLDER
 from pipeline.config import StorageSettings
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.kv_encoding import NO_DENSE, TOKENS, encoding_of, reencode_segment
 from pipeline.media import normalise_uri
 
@@ -123,18 +124,22 @@ def _address(pin: str) -> str | None:
     return normalise_uri(pin) if "/" in pin else None
 
 
-def kv_file_bytes(folder: Path) -> int:
+def require_local(place: Place, what: str) -> Path:
+    """The archive's folder on this machine. Raises ``UsageError`` for one on S3, where ``what`` is not supported."""
+    folder = as_folder(place)
+    if not isinstance(folder, LocalFolder):
+        raise UsageError(
+            f"{what} needs an archive in a local folder, not {folder.address()!r}: dense KV on S3 is not demoted yet; "
+            "vxl delete removes whole videos, ingest.codec stores new ones in fewer bytes"
+        )
+    return folder.path
+
+
+def kv_file_bytes(archive: Place) -> int:
     """Bytes of all files of dense KV and tokens, unfinished and leftover ones included."""
-    total = 0
-    for parent, folders, names in os.walk(folder / KV_FOLDER, followlinks=False):
-        if CERTIFICATES in folders and Path(parent) == folder / KV_FOLDER:
-            folders.remove(CERTIFICATES)
-        for name in names:
-            try:
-                total += (Path(parent) / name).lstat().st_size
-            except FileNotFoundError:  # demoted or swept meanwhile
-                continue
-    return total
+    folder, certificates = as_folder(archive), f"{KV_FOLDER}/{CERTIFICATES}/"
+    with reached(folder):
+        return sum(file.num_bytes for file in folder.list(KV_FOLDER) if not file.name.startswith(certificates))
 
 
 @contextmanager
@@ -183,7 +188,7 @@ def _file_bound(payload: int, num_chunks: int, num_groups: int) -> int:
 
 
 def write_segment(
-    archive: Path, segment: Segment, codec: str, storage: StorageSettings, wait_s: float = 0.0
+    archive: Place, segment: Segment, codec: str, storage: StorageSettings, wait_s: float = 0.0
 ) -> SegmentRows:
     """Write a segment's files under the cap and return its rows.
 
@@ -205,8 +210,9 @@ def write_segment(
     for_tokens = _file_bound(segment.visual_GPD.nbytes, *sizes) if tokens else 0
     needed = _file_bound(sum(chunk.num_bytes for chunk in kept), *sizes) + for_tokens
     deadline = time.monotonic() + wait_s
+    folder = require_local(archive, "a byte cap (storage.max_kv_bytes)")
     while True:
-        with room_lock(archive):
+        with room_lock(folder):
             used, is_last = kv_file_bytes(archive), time.monotonic() >= deadline
             if used + needed <= storage.max_kv_bytes:
                 return segment.write_kv(archive, codec, keep, tokens=tokens)
@@ -281,8 +287,8 @@ class KeptKV:
 class TierKeeper:
     """Demotes segments of one archive. Its owner holds the writer lease; all but ``candidates`` write."""
 
-    def __init__(self, folder: Path, store: LanceStore, pins: Collection[str]) -> None:
-        self._folder = folder
+    def __init__(self, archive: Place, store: LanceStore, pins: Collection[str]) -> None:
+        self._folder = require_local(archive, "demoting dense KV")
         self._store = store
         self._pins = pins
 
@@ -425,12 +431,12 @@ def refresh_videos(store: LanceStore) -> None:
     store.upsert_videos([replace(row, kv_bytes=size) for row, size in rows if row.kv_bytes != size])
 
 
-def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:
+def encoded_file_bytes(archive: Place, segment: SegmentRow, tier: Tier) -> int | None:
     """At most so many bytes a segment's file would have under a codec; ``None`` where its file cannot be read."""
     if segment.kv_path is None:
         return None
     try:
-        with DenseKVReader(folder / segment.kv_path) as file:
+        with DenseKVReader(segment.kv_path, folder=as_folder(archive)) as file:
             header = replace(file.header, encoding=encoding_of(str(tier)))
             sizes = [aligned(header.chunk_bytes(chunk)) for chunk in range(header.num_chunks)]
             first = min((entry.offset for entry in file.entries), default=0)
@@ -439,7 +445,7 @@ def encoded_file_bytes(folder: Path, segment: SegmentRow, tier: Tier) -> int | N
     return int(np.sum(sizes, dtype=np.int64)) + first + ALIGNMENT
 
 
-def bytes_left(folder: Path, segment: SegmentRow, tier: Tier) -> int | None:
+def bytes_left(folder: Place, segment: SegmentRow, tier: Tier) -> int | None:
     """At most so many bytes a segment's files would have in a lower tier; ``None`` where it cannot get there."""
     if tier is Tier.NONE:
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from indexers.container import TEMP_SUFFIX
@@ -15,6 +16,7 @@ from indexers.records import KEYS, TABLES, make_chunk_id
 from indexers.staging import read_staged
 from indexers.store import LanceStore
 from indexers.sweep import find_orphans, missing_kv, sweep
+from indexers.token_file import TokensReader
 from pipeline import Archive, ArchiveError
 from pipeline.config import load_settings
 from pipeline.kv_source import read_dense_chunk, stored_sparse_chunk
@@ -62,6 +64,11 @@ def check(folder: Path) -> LanceStore | None:
         for row in rows:
             stored = sparse[row["chunk_id"]]
             assert made_up.is_of(stored_sparse_chunk(stored, row, recipe.compression).kv_LSKMDh, row["chunk_id"])
+        if segment.tokens_path is not None:
+            with TokensReader(folder / segment.tokens_path, segment.tokens_digest) as kept:
+                for number, chunk_id in enumerate(ids):
+                    tokens = np.frombuffer(kept.read_chunk(number), dtype=np.float16)
+                    assert len(tokens) and (tokens == made_up.number_of(chunk_id)).all()
         if segment.kv_path is None:
             continue
         with DenseKVReader(folder / segment.kv_path, segment.kv_digest) as file:
@@ -77,7 +84,7 @@ def check(folder: Path) -> LanceStore | None:
     assert len(uris) == len(set(uris)), "two versions of one object can be seen"
     for path in folder.glob("staging/*.rows"):
         read_staged(path)
-    named = {segment.kv_path for segment in segments}
+    named = {path for segment in segments for path in segment.file_paths}
     orphans = {orphan.path for orphan in find_orphans(folder, store)}
     for path in files(folder):
         name = Path(path).relative_to(folder).as_posix()

@@ -22,6 +22,7 @@ import xxhash
 
 import pipeline.ingest
 from indexers.access_log import note_uses
+from indexers.folder import Folder, LocalFolder
 from indexers.lease import WriterLease
 from indexers.records import make_chunk_id, make_segment_id, make_video_id
 from indexers.staging import write_staged
@@ -46,9 +47,9 @@ warnings.filterwarnings("ignore", message="lancedb fork support", category=Runti
 START = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 SEGMENT_S, GROUP_S = 24.0, 4.0
 NUM_SEGMENTS, GROUPS, CHUNK_GROUPS = 2, 6, 3
-TIME_TOKENS, VISUAL_TOKENS = 4, 36
-CAP = 2_500_000
-"""Bytes: room for some segments as they are, for more as int8 and int4, not for all of them."""
+TIME_TOKENS, VISUAL_TOKENS, TOKENS_WIDTH = 4, 36, 64
+CAP = 2_100_000
+"""Bytes: room for some segments as they are, for more as int8 and int4, for the rest as tokens."""
 FIRST_DAY = {"a": "1", "b": "1", "c": "1"}
 SECOND_DAY = {"a": "2", "b": "1", "e": "1"}
 DELETED = "c"
@@ -62,8 +63,8 @@ def manifest() -> Manifest:
 
 
 def settings(cap: int | None = CAP) -> Settings:
-    """A byte cap, everything else by default."""
-    return load_settings(overrides={"storage.max_kv_bytes": cap}, environ={})
+    """A byte cap with tokens to fall back to, or neither; everything else by default."""
+    return load_settings(overrides={"storage.max_kv_bytes": cap, "storage.keep_tokens": cap is not None}, environ={})
 
 
 def number_of(chunk_id: str) -> int:
@@ -97,6 +98,11 @@ def listing(names: dict[str, str]) -> list[Listed]:
     return found
 
 
+def made_up_tokens(chunk_id: str) -> torch.Tensor:
+    """Projected tokens [groups, tokens, width] of a chunk: its number throughout."""
+    return torch.full((CHUNK_GROUPS, VISUAL_TOKENS, TOKENS_WIDTH), number_of(chunk_id), dtype=torch.float16)
+
+
 def made_up_segment(recipe: Recipe, task: VideoTask, index: int) -> Segment:
     """A segment as prefill would leave it, a pure function of its id."""
     segment_id = make_segment_id(task.video_id, index)
@@ -118,6 +124,8 @@ def made_up_segment(recipe: Recipe, task: VideoTask, index: int) -> Segment:
         num_frames=GROUPS * recipe.frames_per_group,
         end_s=(index + 1) * SEGMENT_S,
         chunks=tuple(chunks),
+        prefill_s=0.0,
+        visual_GPD=torch.cat([made_up_tokens(make_chunk_id(segment_id, chunk)) for chunk in range(len(chunks))]),
         group_times_s=tuple(index * SEGMENT_S + group * GROUP_S for group in range(GROUPS)),
         vectors_GE=vectors_GE / np.linalg.norm(vectors_GE, axis=1, keepdims=True),
         motion_G=rng.random(GROUPS),
@@ -128,7 +136,7 @@ def made_up_segment(recipe: Recipe, task: VideoTask, index: int) -> Segment:
 class MadeUpIndexer:
     """Stands for ``VideoIndexer``: the same events, the same files, no video."""
 
-    def __init__(self, archive: Path, manifest: Manifest, settings: Settings) -> None:
+    def __init__(self, archive: Folder, manifest: Manifest, settings: Settings) -> None:
         self._archive = archive
         self._recipe = manifest.recipe
         self._settings = settings
@@ -145,13 +153,14 @@ class MadeUpIndexer:
         for index in range(task.first_segment, NUM_SEGMENTS):
             segment = made_up_segment(self._recipe, task, index)
             rows = write_segment(self._archive, segment, "exact", self._settings.storage)
-            path = write_staged(self._archive / STAGING_FOLDER, rows)
+            path = write_staged(STAGING_FOLDER, rows, self._archive)
             yield SegmentStaged(
                 video_id=task.video_id,
                 segment_index=index,
                 staged_path=str(path),
                 num_chunks=len(segment.chunks),
                 num_frames=segment.num_frames,
+                prefill_s=segment.prefill_s,
                 until_s=segment.end_s,
             )
         yield VideoDone(video_id=task.video_id, num_segments=NUM_SEGMENTS, facts={"duration_s": duration_s})
@@ -160,12 +169,13 @@ class MadeUpIndexer:
 def ingest(folder: Path, listed: Sequence[Listed], chosen: Settings | None = None) -> None:
     """One run of ingestion over an archive, which is made if it is not there."""
     made_of = manifest()
+    archive = LocalFolder(folder)
     if not (folder / "archive.json").is_file():
-        _create(folder, made_of, 10.0)
+        _create(archive, made_of, 10.0)
     before = pipeline.ingest.make_runner
     pipeline.ingest.make_runner = lambda *parts: SequentialRunner(MadeUpIndexer(*parts))  # type: ignore[arg-type]
     try:
-        Ingestion(folder, made_of, chosen or settings(), lambda phase, facts: None).run(list(listed), 10.0)
+        Ingestion(archive, made_of, chosen or settings(), lambda phase, facts: None).run(list(listed), 10.0)
     finally:
         pipeline.ingest.make_runner = before
 

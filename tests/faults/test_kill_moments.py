@@ -78,7 +78,9 @@ def test_killed_at_fifty_moments(tmp_path: Path) -> None:
     num_operations = int((tmp_path / "operations").read_text())
     num_files = len(files(undisturbed))
     check(undisturbed)
-    assert len(LanceStore.open(undisturbed).visible_videos()) == 3
+    store = LanceStore.open(undisturbed)
+    assert len(store.visible_videos()) == 3
+    assert {segment.tier for segment in store.segments_of()} == {"dense", "tokens"}
     folder, made, killed = tmp_path / "0", 0, 0
     while killed < KILLS:
         kind = ("clock", "operation", "file")[killed % 3]
@@ -99,9 +101,9 @@ def test_killed_at_fifty_moments(tmp_path: Path) -> None:
             continue
         assert process.exitcode == -signal.SIGKILL
         killed += 1
-        store = check(folder)
+        found = check(folder)
         print(f"kill {killed} by {kind} at {share:.2f}: {made} archives done, {len(files(folder))} files in this one")
-        if store is not None and killed % 4 == 0:
+        if found is not None and killed % 4 == 0:
             check_swept(folder)
     with writer(folder) as process:
         process.join()

@@ -14,7 +14,8 @@ from uuid import uuid4
 import pytest
 
 from pipeline.errors import MediaChanged, MediaFetchError, SourceUnavailable
-from pipeline.media import S3Settings, fetch_uri, open_source
+from pipeline.media import fetch_uri, open_source
+from pipeline.s3 import S3Settings
 
 pytestmark = pytest.mark.s3
 

@@ -100,7 +100,7 @@ def check_whole(store: LanceStore, video: VideoRow) -> None:
         assert len(chunk_ids) == segment.num_chunks
         sparse = store.read_sparse(chunk_ids)
         assert sum(parts.num_groups for parts in sparse.values()) == segment.num_groups
-        with DenseKVReader(store.folder / (segment.kv_path or ""), segment.kv_digest) as reader:
+        with DenseKVReader(segment.kv_path or "", segment.kv_digest, store.folder) as reader:
             reader.verify()
 
 

@@ -53,7 +53,8 @@ class OneSegment:
         times_s = [1200.0 + 4.0 * group + seed / 7 for group in range(num_groups)]
         made = model.prefill(visual_GPD, times_s, prefill_settings(recipe), recipe.chunk_groups)
         self.chunks: list[ChunkKV] = made.chunks
-        self.path, written = keep_tokens(folder, recipe, VIDEO, 2, visual_GPD, times_s)
+        written = keep_tokens(folder, recipe, VIDEO, 2, visual_GPD, times_s)
+        self.path = written.name
         self.num_bytes = written.num_bytes
         segment = SegmentRow(
             **{"segment_id": SEGMENT_ID, "video_id": VIDEO, "segment_index": 2, "start_s": 1200.0, "end_s": 1800.0},

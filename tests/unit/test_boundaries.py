@@ -25,8 +25,8 @@ MAY_IMPORT = {
 OWNERS = {
     "ray": {"pipeline/runner.py"},
     "lancedb": {"indexers/store.py"},
-    "boto3": {"pipeline/media.py", "jobs/demo_server.py"},  # the demo fills the bucket of its own server
-    "botocore": {"pipeline/media.py", "jobs/demo_server.py"},
+    "boto3": {"pipeline/s3.py", "jobs/demo_server.py"},  # the demo fills the bucket of its own server
+    "botocore": {"pipeline/s3.py", "jobs/demo_server.py"},
     "decord": {"pipeline/frames.py"},
     "flash_attn": {"videoxl2/attention.py"},
     "transformers": set(),

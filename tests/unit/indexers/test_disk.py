@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from indexers import disk
 from indexers.access_log import last_uses, note_uses, shorten_access_log
 from indexers.container import DurableFile
 from indexers.disk import COMMIT_BYTES, is_full, require_room, unavailable
-from indexers.errors import DiskFull, StoreUnavailable
+from indexers.errors import DiskFull, StoreError, StoreUnavailable
 from indexers.fingerprint import table_fingerprint
+from indexers.folder import LocalFolder
 from indexers.lease import WriterLease
 from indexers.store import LanceStore, _translated
 from indexers.testing import EMBEDDING_DIM, add_video, make_segment, make_video
@@ -40,11 +41,26 @@ def test_a_full_disk_is_known_by_number_or_words(error: Exception, expected: boo
 
 
 def test_the_error_says_what_is_needed_and_what_is_there(tmp_path: Path) -> None:
-    full = unavailable(tmp_path / "x", no_space(), 5_000_000)
-    assert isinstance(full, DiskFull) and not full.retryable
-    assert "5.00 MB are needed" in str(full) and "MB are free" in str(full) and full.free > 0
-    other = unavailable(tmp_path / "x", OSError(errno.EIO, "Input/output error"))
+    folder = LocalFolder(tmp_path)
+    full = unavailable(folder, "x", no_space(), 5_000_000)
+    assert isinstance(full, DiskFull) and not full.retryable and full.where == str(tmp_path / "x")
+    assert "5.00 MB are needed" in str(full) and "MB are free" in str(full) and (full.free or 0) > 0
+    other = unavailable(folder, "x", OSError(errno.EIO, "Input/output error"))
     assert type(other) is StoreUnavailable and other.retryable
+
+
+def test_where_room_is_not_known_only_a_failure_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on S3: files are made in this machine's temporary folder, and that can be full."""
+    monkeypatch.setattr(LocalFolder, "free_bytes", lambda folder, name="": None)
+    folder = LocalFolder(tmp_path)
+    require_room(folder, 1 << 60)
+    with pytest.raises(StoreError, match="cut short") as caught, _translated("chunks", folder, 1 << 60):
+        raise RuntimeError("cut short")
+    assert not isinstance(caught.value, DiskFull)
+    full = unavailable(folder, "x", no_space(), 5_000_000)
+    assert isinstance(full, DiskFull) and full.free is None
+    assert str(full).endswith("the temporary folder (TMPDIR) is full: 5.00 MB are needed")
+    assert pickle.loads(pickle.dumps(full)).free is None
 
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +68,12 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatc
     rows = make_segment(make_video("a"), archive=tmp_path)
     needed = sum(table.nbytes for table in (rows.chunks, rows.sparse, rows.embeddings)) + COMMIT_BYTES
     before = table_fingerprint(store)
-    monkeypatch.setattr(disk, "free_bytes", lambda path: needed - 1)
+    monkeypatch.setattr(LocalFolder, "free_bytes", lambda folder, name="": needed - 1)
     with pytest.raises(DiskFull) as caught:
         store.insert_segment(rows)
     assert (caught.value.needed, caught.value.free) == (needed, needed - 1)
     assert table_fingerprint(store) == before and store.partial_segments() == []
-    monkeypatch.setattr(disk, "free_bytes", lambda path: needed)
+    monkeypatch.setattr(LocalFolder, "free_bytes", lambda folder, name="": needed)
     assert store.insert_segment(rows)
 
 
@@ -68,7 +84,7 @@ def test_compaction_asks_for_room_to_write_a_table_anew(tmp_path: Path, monkeypa
     before = table_fingerprint(store)
     files = sorted(path for path in (tmp_path / "tables").rglob("*") if path.is_file())
     with monkeypatch.context() as patched, pytest.raises(DiskFull):
-        patched.setattr(disk, "free_bytes", lambda path: COMMIT_BYTES)
+        patched.setattr(LocalFolder, "free_bytes", lambda folder, name="": COMMIT_BYTES)
         store.compact(full=True)
     assert sorted(path for path in (tmp_path / "tables").rglob("*") if path.is_file()) == files
     store.compact(full=True)
@@ -76,18 +92,20 @@ def test_compaction_asks_for_room_to_write_a_table_anew(tmp_path: Path, monkeypa
 
 
 def test_free_bytes_of_what_is_not_there_yet(tmp_path: Path) -> None:
-    require_room(tmp_path / "not" / "yet", 1)
+    folder = LocalFolder(tmp_path / "not" / "yet")
+    require_room(folder, 1)
     with pytest.raises(DiskFull):
-        require_room(tmp_path / "not" / "yet", 1 << 60)
+        require_room(folder, 1 << 60)
 
 
 def test_a_write_that_fails_without_room_failed_for_that_reason(tmp_path: Path) -> None:
     """LanceDB says of a blob that was cut short that its range is wrong."""
     hidden = "Invalid input, Packed blob range [0, 300000) exceeds blob object size 192512"
-    with pytest.raises(DiskFull), _translated("sparse_kv", tmp_path, 1 << 60):
+    with pytest.raises(DiskFull), _translated("sparse_kv", LocalFolder(tmp_path), 1 << 60):
         raise ValueError(hidden)
+    folder = LocalFolder(tmp_path)
     for needed in (None, 1):
-        with pytest.raises(Exception, match="Packed blob range") as caught, _translated("sparse_kv", tmp_path, needed):
+        with pytest.raises(Exception, match="Packed blob range") as caught, _translated("sparse_kv", folder, needed):
             raise ValueError(hidden)
         assert not isinstance(caught.value, DiskFull)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexers.errors import CorruptStaging, StoreUnavailable
+from indexers.errors import CorruptStaging, DiskFull
 from indexers.staging import read_staged, remove_staged, staged_path, write_staged
 from indexers.testing import make_segment, make_video
 
@@ -65,7 +65,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreUnavailable, match="No space left"):
+    with pytest.raises(DiskFull, match="MB are needed"):
         write_staged(tmp_path, make_segment(make_video()))
     assert list(tmp_path.iterdir()) == []
 

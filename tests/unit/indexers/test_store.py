@@ -15,7 +15,15 @@ import pyarrow as pa
 import pytest
 
 from indexers.config import StoreSettings
-from indexers.errors import CommitConflict, CorruptKV, RowConflict, SchemaMismatch, StoreError, StoreUnavailable
+from indexers.errors import (
+    CommitConflict,
+    CorruptKV,
+    DiskFull,
+    RowConflict,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+)
 from indexers.fingerprint import table_fingerprint
 from indexers.records import DELETING, FAILED, RUNNING, SCHEMA_VERSION, SPARSE_KV, TABLES, SegmentRows, VideoRow
 from indexers.scope import Scope
@@ -235,7 +243,7 @@ def test_rows_that_do_not_fit_change_nothing(store: LanceStore) -> None:
     [
         (RuntimeError("lance error: Commit conflict for version 3: ..."), CommitConflict),
         (RuntimeError("lance error: Too many concurrent writers."), CommitConflict),
-        (RuntimeError("lance error: LanceError(IO): IO error: No space left on device"), StoreUnavailable),
+        (RuntimeError("lance error: LanceError(IO): IO error: No space left on device"), DiskFull),
         (PermissionError(13, "Permission denied"), StoreUnavailable),
         (RuntimeError("something else"), StoreError),
         (KeyError("a bug of ours"), KeyError),

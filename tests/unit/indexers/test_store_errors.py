@@ -23,6 +23,7 @@ CASES = [
     errors.MissingKV("/a.vxlkv"),
     errors.CorruptStaging("/a.rows", "cut"),
     errors.ArchiveLocked("/a", "process 1"),
+    errors.LeaseLost("s3://b/a", "another process has taken it over"),
 ]
 
 

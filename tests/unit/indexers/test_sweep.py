@@ -76,7 +76,7 @@ def test_only_what_nothing_refers_to_is_removed(store: LanceStore, tmp_path: Pat
         "its segment is committed",
         "its video is not known",
         "it cannot be read",
-        "its KV file is not there",
+        "one of its files is not there",
         "no segment refers to it",
     }
     assert table_fingerprint(store) == tables

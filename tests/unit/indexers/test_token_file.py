@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from indexers.container import pack_header, read_header
 from indexers.errors import CorruptKV, MissingKV
+from indexers.folder import LocalFile
 from indexers.kv_file import DenseKVReader
 from indexers.records import tokens_path
 from indexers.token_file import MAGIC, TokensHeader, TokensReader, write_tokens
@@ -82,7 +84,7 @@ def test_a_file_of_kv_is_none_of_tokens_and_the_other_way_round(path: Path) -> N
     ],
 )
 def test_what_a_reader_does_not_know_is_refused_by_name(path: Path, changes: dict[str, Any], words: str) -> None:
-    with path.open("rb") as file:
+    with contextlib.closing(LocalFile(path)) as file:
         fields, packed = read_header(file, MAGIC)
     again = pack_header(MAGIC, {**fields, **changes})
     path.write_bytes(again + path.read_bytes()[len(packed) :])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from indexers.folder import Place, as_folder
 from indexers.lease import WriterLease
 from indexers.records import DELETED, DELETING, TABLES, VIDEOS
 from indexers.store import LanceStore
@@ -29,13 +30,13 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(make_archive(tmp_path / "archive", [A, OLD, B, BAD, HUNG]))
 
 
-def rows_of_video(folder: Path, video_id: str) -> dict[str, int]:
+def rows_of_video(folder: Place, video_id: str) -> dict[str, int]:
     store = LanceStore.open(folder)
     return {name: sum(row["video_id"] == video_id for row in store.read_table(name)) for name in TABLES}
 
 
-def kv_files(folder: Path) -> set[str]:
-    return {path.parent.name for path in folder.glob("kv/*/*/*")}
+def kv_files(folder: Place) -> set[str]:
+    return {file.name.split("/")[2] for file in as_folder(folder).list("kv")}
 
 
 def test_videos_are_listed_by_address_the_current_version_first(archive: Archive) -> None:

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 
 from indexers import errors as store_errors
+from indexers.folder import LocalFolder
 from indexers.testing import make_video
 from pipeline import Archive, SearchQuery
-from pipeline.archive import archive_folder, translate, translated
+from pipeline.address import open_folder
+from pipeline.archive import translate, translated
 from pipeline.config import Settings
 from pipeline.errors import (
     ArchiveBusy,
@@ -22,8 +24,10 @@ from pipeline.errors import (
     ConfigError,
     ModelMismatch,
     StorageError,
+    StorageFull,
     UsageError,
 )
+from pipeline.s3 import S3Settings
 from tests.unit.pipeline.samples import START, make_archive
 from videoxl2 import errors as model_errors
 
@@ -34,6 +38,8 @@ def classes(module: Any, base: type[Exception]) -> list[type[Exception]]:
 
 def make(kind: type[Exception]) -> Exception:
     """An instance, whatever the constructor wants."""
+    if kind is store_errors.DiskFull:
+        return store_errors.DiskFull("the where", 2_000_000, 1_000_000)
     wanted = [
         parameter
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
@@ -48,6 +54,7 @@ def make(kind: type[Exception]) -> Exception:
 LOWER = classes(store_errors, store_errors.StoreError) + classes(model_errors, model_errors.ModelError)
 EXPECTED: dict[type[Exception], type[ArchiveError]] = {
     store_errors.ArchiveLocked: ArchiveBusy,
+    store_errors.DiskFull: StorageFull,
     store_errors.SchemaMismatch: ModelMismatch,
     model_errors.FingerprintMismatch: ModelMismatch,
     **{
@@ -63,7 +70,7 @@ def test_every_lower_error_has_its_own_archive_error_with_the_same_words(kind: t
     error = make(kind)
     presented = translate(error)
     assert type(presented) is EXPECTED.get(kind, StorageError)
-    assert str(error) in str(presented)
+    assert (error.cause if isinstance(error, store_errors.DiskFull) else str(error)) in str(presented)
 
 
 @pytest.mark.parametrize("kind", LOWER, ids=lambda kind: kind.__name__)
@@ -100,22 +107,25 @@ def test_every_public_method_that_does_work_is_translated() -> None:
 def test_addresses_become_absolute_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert archive_folder("a.vxl") == tmp_path / "a.vxl"
-    assert archive_folder(Path("a.vxl")) == tmp_path / "a.vxl"
-    assert archive_folder(f"file://{tmp_path}/b") == tmp_path / "b"
-    assert archive_folder("~/c") == tmp_path / "me" / "c"
+    for address, path in {
+        "a.vxl": tmp_path / "a.vxl",
+        Path("a.vxl"): tmp_path / "a.vxl",
+        f"file://{tmp_path}/b": tmp_path / "b",
+        "~/c": tmp_path / "me" / "c",
+    }.items():
+        assert open_folder(address, S3Settings()) == LocalFolder(path)
 
 
 @pytest.mark.parametrize("address", ["", "  "])
 def test_an_empty_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="VXL_ARCHIVE"):
-        archive_folder(address)
+        open_folder(address, S3Settings())
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/archive", "gs://b/a", "http://x/y", "~nobody-of-this-name/a"])
+@pytest.mark.parametrize("address", ["gs://b/a", "http://x/y", "~nobody-of-this-name/a"])
 def test_an_address_that_cannot_work_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=address.replace(".", r"\.")):
-        archive_folder(address)
+        open_folder(address, S3Settings())
 
 
 def test_a_file_is_no_archive(tmp_path: Path) -> None:

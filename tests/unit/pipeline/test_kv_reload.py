@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from indexers.errors import CorruptKV
+from indexers.folder import ByteRange
 from indexers.kv_file import DenseKVHeader, DenseKVReader, write_dense_kv
 from pipeline.kv_encoding import codec_settings, encoding_of
 from pipeline.kv_reload import Reload, byte_runs, spans
@@ -161,10 +162,10 @@ def test_closing_early_ends_reading_and_nobody_waits_for_ever(tmp_path: Path, mo
     entered, go_on = threading.Event(), threading.Event()
     read = DenseKVReader.read_chunk_into
 
-    def slow(self: DenseKVReader, chunk: int, parts: list[memoryview]) -> None:
+    def slow(self: DenseKVReader, chunk: int, parts: list[memoryview], *run: ByteRange) -> None:
         entered.set()
         assert go_on.wait(30)
-        read(self, chunk, parts)
+        read(self, chunk, parts, *run)
 
     monkeypatch.setattr(DenseKVReader, "read_chunk_into", slow)
     reload = Reload(reads_in_flight=1, span_bytes=1)
@@ -239,13 +240,13 @@ def test_pinned_buffers_are_used_again_only_after_their_upload(
     cuda = FakeCuda()
     read = DenseKVReader.read_chunk_into
 
-    def watched(self: DenseKVReader, chunk: int, parts: list[memoryview]) -> None:
+    def watched(self: DenseKVReader, chunk: int, parts: list[memoryview], *run: ByteRange) -> None:
         (part,) = parts
         address = torch.frombuffer(part, dtype=torch.uint8).data_ptr()
         event = cuda.pending.get(address)
         if event is not None and not event.reached:
             cuda.too_early.append(chunk)
-        read(self, chunk, parts)
+        read(self, chunk, parts, *run)
 
     monkeypatch.setattr(DenseKVReader, "read_chunk_into", watched)
     with Reload(reads_in_flight=reads_in_flight, span_bytes=1, cuda=cuda) as reload:

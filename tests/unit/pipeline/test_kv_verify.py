@@ -203,7 +203,7 @@ def test_a_file_that_is_not_the_segments_fails(
     reader: ArchiveReader, model: VideoXL2, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     # The rows of this archive are made up, and so is their fingerprint: take it for the archive's.
-    with DenseKVReader(reader.folder / str(row(reader).kv_path)) as file:
+    with DenseKVReader(str(row(reader).kv_path), folder=reader.folder) as file:
         recipe = reader.manifest.recipe.model_copy(update={"dtype": file.header.dtype})
         monkeypatch.setattr(type(recipe), "fingerprint", file.header.fingerprint)
     monkeypatch.setattr(reader, "manifest", reader.manifest.model_copy(update={"recipe": recipe}))
@@ -228,7 +228,7 @@ def test_the_result_survives_a_certificate_that_cannot_be_written(
         raise EvidenceUnavailable("the video is gone")
 
     monkeypatch.setattr(kv_verify, "encode_segment", gone)
-    (reader.folder / "kv" / "certificates").write_text("a file where the folder should be")
+    Path(reader.folder.address("kv/certificates")).write_text("a file where the folder should be")
     seen: list[SegmentVerdict] = []
     report = verify(reader, num_segments=1, observe=seen.append)
     assert report["certificate"] is None and "cannot be written" in caplog.text

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, MediaChanged, MediaFetchError, SourceUnavailable
-from pipeline.media import S3Settings, fetch_uri, normalise_uri, open_source
+from pipeline.media import fetch_uri, normalise_uri, open_source
+from pipeline.s3 import S3Settings
 
 HOSTILE = [
     "a b.mp4",

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from indexers.errors import StoreUnavailable
+from indexers.errors import DiskFull, StoreUnavailable
 from pipeline import stages
 from pipeline.config import Settings
 from pipeline.decode_worker import Probed
-from pipeline.errors import MediaFetchError, StageError, UnreadableMedia
+from pipeline.errors import MediaFetchError, StageError, StorageFull, UnreadableMedia
 from pipeline.recipe import Manifest
 from pipeline.stages import VideoIndexer
 from pipeline.tasks import StageFailure, VideoProgress
@@ -61,7 +61,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 raises.at("prefill")
 
             def finish(self) -> Any:
-                return SimpleNamespace(write_kv=lambda archive, codec: raises.at("write"))
+                return SimpleNamespace(task=self.task, write_kv=lambda archive, codec, **_: raises.at("write"))
 
         batch = object.__new__(stages.FrameBatch)
         for name, value in {"segment_index": 0, "is_segment_end": True, "times_s": [0.0]}.items():
@@ -106,11 +106,21 @@ def test_what_was_found_out_before_the_failure_is_kept(worker: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "disk full"), StoreUnavailable("/archive", "disk full")], ids=["OSError", "store"]
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "disk full"), StorageFull),
+        (DiskFull("/archive", 5, 1), StorageFull),
+        (OSError(errno.EIO, "disk broken"), StageError),
+        (StoreUnavailable("/archive", "disk broken"), StageError),
+    ],
+    ids=["OSError, full", "store, full", "OSError", "store"],
 )
-def test_a_failure_to_write_ends_the_run_and_blames_no_video(worker: Any, error: Exception) -> None:
+def test_a_failure_to_write_ends_the_run_and_blames_no_video(
+    worker: Any, error: Exception, expected: type[Exception]
+) -> None:
     """A full disk marked video after video as failed, and a failed one is not tried again."""
-    with pytest.raises(StageError, match=r"cannot write to the archive.*disk full"):
+    words = "disk is full" if expected is StorageFull else "disk broken"
+    with pytest.raises(expected, match=f"cannot write to the archive.*{words}"):
         worker("write", error)
 
 
