@@ -201,10 +201,15 @@ def test_wrong_requests(indexed: Path, arguments: list[str], words: str) -> None
     assert words in done.error_line
 
 
-def test_no_archive(tmp_path: Path) -> None:
+def test_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert "there is no archive" in call("search", "x", "--archive", tmp_path / "none").error_line
     assert "--archive" in call("search", "x").error_line
-    assert "not supported" in call("status", "--archive", "s3://bucket/archive").error_line
+    assert "no credentials found" in call("status", "--archive", "s3://bucket/archive").error_line
     for arguments in (["search", "x"], ["search", "x", "--archive", str(tmp_path / "none")]):
         assert call(*arguments).code == 2
 

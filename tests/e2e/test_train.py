@@ -15,7 +15,7 @@ from videoxl2.config import ModelSpec, TokenIds
 from videoxl2.training.trainer import read_log
 
 SMALL = {
-    "vocab_size": 1024,
+    "vocab_size": 1280,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
