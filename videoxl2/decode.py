@@ -113,9 +113,9 @@ def assemble_cache(
 
     The prefix (``prefix_ids``, by default the tokenizer's) is prefilled here, since its KV depends on nothing else.
     ``max_tokens`` is the longest sequence (None: the model's position limit); ``room`` is allocated ahead for question
-    and answer. Pieces that are still being read arrive in the cache itself, while those before them are rotated and
-    headers are prefilled. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of another model's
-    shape, and whatever a pending piece raises.
+    and answer. Pieces that are still being read arrive in the cache itself, while those before them are rotated; prefix
+    and headers are prefilled last, in one pass. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of
+    another model's shape, and whatever a pending piece raises.
     """
     decoder = model.language
     prefix = tuple(model.tokenizer.prefix_ids() if prefix_ids is None else prefix_ids)
@@ -136,17 +136,21 @@ def assemble_cache(
         piece.bind(cache.slot(start, start + piece.shape[3]))
     for piece, _ in pending:
         piece.start()
-    for piece in (HeaderIds(prefix), *pieces):
+    header_ids: list[int] = []
+    gaps: list[tuple[int, int]] = []
+    for piece, end in zip((HeaderIds(prefix), *pieces), places, strict=True):
+        start = cache.length
         if isinstance(piece, HeaderIds):
-            if piece.ids:
-                decoder.extend(cache, decoder.embed(piece.ids))
-            continue
-        rotary = decoder.rotary(cache.length, cache.length + _num_tokens(piece))
-        if isinstance(piece, ChunkKV):
-            _place(piece, cache, rotary)
+            header_ids += piece.ids
+            gaps += [(start, end)] if piece.ids else []
+            cache.advance(end)
+        elif isinstance(piece, ChunkKV):
+            _place(piece, cache, decoder.rotary(start, end))
         else:
             piece.wait()
-            _rotate_in_place(cache, cache.length + _num_tokens(piece), rotary)
+            _rotate_in_place(cache, end, decoder.rotary(start, end))
+    # What is stored does not depend on the text around it, so all of that text goes through the layers together.
+    decoder.fill(cache, decoder.embed(header_ids), gaps)
     return cache
 
 

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N query heads, K KV heads, Dh 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -161,6 +162,15 @@ class QwenDecoder(nn.Module):
         cache.advance(end)
         return hidden_BTD[0]
 
+    def fill(self, cache: KVCache, embeds_TD: Tensor, gaps: Sequence[tuple[int, int]]) -> None:
+        """Compute the KV of tokens in the middle of a cache, all in one pass.
+
+        ``gaps`` are the places [start, end) of the tokens, one after another; everything between them must be there. A
+        token sees all that lies before it in the cache, as if it had been appended when the cache ended there.
+        """
+        if len(embeds_TD):
+            self.run_keys_values(embeds_TD[None], GapAttention(self, cache, gaps))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states; give only the positions that are needed."""
         return self.lm_head(hidden)
@@ -178,6 +188,39 @@ class CausalAttention:
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         return attend(self._rotary.rotate(q_BNTDh), self._keys, self._values, causal=True, backend=self._backend)
+
+
+class GapAttention:
+    """Causal attention of tokens at several places of a cache whose other places are filled."""
+
+    def __init__(self, decoder: QwenDecoder, cache: KVCache, gaps: Sequence[tuple[int, int]]) -> None:
+        self._cache, self._gaps, self._backend = cache, gaps, decoder.backend
+        self._sizes = [end - start for start, end in gaps]
+        positions_T = torch.cat([torch.arange(start, end, device=decoder.device) for start, end in gaps])
+        self._rotary = RotaryTable(positions_T, decoder.spec.head_dim, decoder.spec.rope_theta, decoder.dtype)
+        self._reuse = [BiasReuse() for _ in gaps]
+
+    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
+        keys, values = self._rotary.rotate(k_BKTDh)[0].split(self._sizes, 1), v_BKTDh[0].split(self._sizes, 1)
+        for (start, _), keys_KTDh, values_KTDh in zip(self._gaps, keys, values, strict=True):
+            self._cache.write(layer, start, keys_KTDh, values_KTDh)
+
+    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        parts = zip(self._gaps, self._rotary.rotate(q_BNTDh).split(self._sizes, 2), self._reuse, strict=True)
+        return torch.cat(
+            [
+                attend(
+                    queries,
+                    self._cache.keys(layer, end)[None],
+                    self._cache.values(layer, end)[None],
+                    causal=True,
+                    reuse=reuse,
+                    backend=self._backend,
+                )
+                for (_, end), queries, reuse in parts
+            ],
+            dim=2,
+        )
 
 
 class CachedAttention:
