@@ -148,11 +148,11 @@ def plan_context(
     sizes = reader.settings.ingest.levels
     chosen: list[dict[str, Any]] = []
     used = 0
-    segments = [
-        rows_of(reader.store.chunks(segment_ids=[segment])) for segment in ranked[: reader.settings.query.max_segments]
-    ]
-    most_dense = sizes.num_best(sum(map(len, segments))) + 2
-    for rows in segments:
+    segments: dict[str, list[dict[str, Any]]] = {name: [] for name in ranked[: reader.settings.query.max_segments]}
+    for row in rows_of(reader.store.chunks(segment_ids=list(segments))):
+        segments[row["segment_id"]].append(row)
+    most_dense = sizes.num_best(sum(map(len, segments.values()))) + 2
+    for rows in filter(None, segments.values()):
         gain = max(row["num_tokens"] - sparse_tokens(row, compression) for row in rows)
         kept_for_dense = min(budget // 2, most_dense * gain)
         taken = best_that_fit(rows, chunk_scores, compression, budget - kept_for_dense - used - _HEADER_ROOM)

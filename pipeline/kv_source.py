@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from indexers.errors import CorruptKV, MissingKV
 from indexers.folder import Place, as_folder
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
+FileT = TypeVar("FileT", DenseKVReader, TokensReader)
 _OPEN_ATTEMPTS = 4
 """How often a KV file may change between reading its segment's row and opening it before that is an error."""
 
@@ -222,20 +222,18 @@ def open_dense(archive: Place, fingerprint: str, segment: SegmentRow) -> DenseKV
     """
     if segment.kv_path is None:
         raise MissingKV(f"segment {segment.segment_id}")
-    file = DenseKVReader(segment.kv_path, segment.kv_digest, as_folder(archive))
-    try:
-        check_owner(file, fingerprint, segment)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    return _owned(DenseKVReader(segment.kv_path, segment.kv_digest, as_folder(archive)), fingerprint, segment)
 
 
 def open_tokens(archive: Place, fingerprint: str, segment: SegmentRow) -> TokensReader:
     """A segment's file of tokens, checked as ``open_dense`` checks; the caller closes it."""
     if segment.tokens_path is None:
         raise MissingKV(f"segment {segment.segment_id}")
-    file = TokensReader(segment.tokens_path, segment.tokens_digest, as_folder(archive))
+    return _owned(TokensReader(segment.tokens_path, segment.tokens_digest, as_folder(archive)), fingerprint, segment)
+
+
+def _owned(file: FileT, fingerprint: str, segment: SegmentRow) -> FileT:
+    """The file, closed where ``check_owner`` refuses it."""
     try:
         check_owner(file, fingerprint, segment)
     except BaseException:

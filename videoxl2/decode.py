@@ -150,7 +150,8 @@ def assemble_cache(
             piece.wait()
             _rotate_in_place(cache, end, decoder.rotary(start, end))
     # What is stored does not depend on the text around it, so all of that text goes through the layers together.
-    decoder.fill(cache, decoder.embed(header_ids), gaps)
+    if gaps:
+        decoder.fill(cache, decoder.embed(header_ids), gaps)
     return cache
 
 

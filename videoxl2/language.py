@@ -165,11 +165,11 @@ class QwenDecoder(nn.Module):
     def fill(self, cache: KVCache, embeds_TD: Tensor, gaps: Sequence[tuple[int, int]]) -> None:
         """Compute the KV of tokens in the middle of a cache, all in one pass.
 
-        ``gaps`` are the places [start, end) of the tokens, one after another; everything between them must be there. A
-        token sees all that lies before it in the cache, as if it had been appended when the cache ended there.
+        ``gaps`` (at least one) are the places [start, end) of the tokens, one after another; everything between them
+        must be there. A token sees all that lies before it in the cache, as if it had been appended when the cache
+        ended there.
         """
-        if len(embeds_TD):
-            self.run_keys_values(embeds_TD[None], GapAttention(self, cache, gaps))
+        self.run_keys_values(embeds_TD[None], GapAttention(self, cache, gaps))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states; give only the positions that are needed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from jobs.evaluation.records import Question
 from videoxl2.training.scene import COLOURS
 from videoxl2.training.wording import DEPTHS, LETTERS, SIDES
 
@@ -97,6 +98,14 @@ def time_error_s(answer: str, interval: Interval, video_s: float) -> float:
         return video_s
     middle = (said[0] + said[1]) / 2
     return min(video_s, max(0.0, interval[0] - middle, middle - interval[1]))
+
+
+def right_answers(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:
+    """``is_right`` of each question's answer."""
+    return [
+        is_right(item.kind, answer, item.expected, item.options)
+        for item, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def is_right(kind: str, answer: str, expected: str, options: Sequence[str] = ()) -> bool:

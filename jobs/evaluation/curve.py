@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.evaluation.answers import CHECKABLE, is_right
+from jobs.evaluation.answers import CHECKABLE, right_answers
 from jobs.evaluation.records import AskedQuestion, Question, ShareAnswer
 from jobs.evaluation.statistics import paired_difference, share
 
@@ -53,16 +53,9 @@ def curve(items: Sequence[AskedQuestion]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in sorted({name for item in items for name in item.by_share}, key=float):
         asked = [item for item in items if name in item.by_share]
-        right, dense = (
-            [
-                is_right(item.question.kind, answer, item.question.expected, item.question.options)
-                for item, answer in zip(asked, answers, strict=True)
-            ]
-            for answers in (
-                [item.by_share[name].answer for item in asked],
-                [item.answers["dense"] for item in asked],
-            )
-        )
+        questions = [item.question for item in asked]
+        right = right_answers(questions, [item.by_share[name].answer for item in asked])
+        dense = right_answers(questions, [item.answers["dense"] for item in asked])
         dense_bytes = sum(item.dense_bytes for item in asked)
         rows.append(
             {

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.evaluation.answers import CHECKABLE, is_right
+from jobs.evaluation.answers import CHECKABLE, right_answers
 from jobs.evaluation.plan import PlannedFile, choose_questions, plan_scenes
 from jobs.evaluation.records import AskedTwice, Question
 from jobs.evaluation.statistics import paired_difference, share
@@ -43,13 +43,9 @@ def choose_long_questions(videos: Mapping[str, Facts], seed: int, minutes: float
 def compare(items: Sequence[AskedTwice], way: str) -> dict[str, Any]:
     """Accuracy in segments and whole, and the paired difference, over questions about videos of several segments."""
     items = [item for item in items if item.question.kind in CHECKABLE and item.num_segments > 1]
-    segments, whole = (
-        [
-            is_right(item.question.kind, answers[way], item.question.expected, item.question.options)
-            for item, answers in zip(items, both, strict=True)
-        ]
-        for both in ([item.segments for item in items], [item.whole for item in items])
-    )
+    questions = [item.question for item in items]
+    segments = right_answers(questions, [item.segments[way] for item in items])
+    whole = right_answers(questions, [item.whole[way] for item in items])
     return {
         "segments": share(segments).to_dict(),
         "whole_video": share(whole).to_dict(),
