@@ -24,14 +24,14 @@ SPEC = LanguageSpec(
     vocab_size=40, width=24, mlp_width=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, max_positions=400
 )
 PREFIX = (1, 2, 3)
-CLOSE = 1e-5
+CLOSE = 1e-5  # in float64; what is left are the rotation tables, which are float32 as published
 CHUNKS = [(camera, segment, number) for camera in ("gate", "yard") for segment in range(2) for number in range(2)]
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
     torch.manual_seed(0)
-    decoder = QwenDecoder(SPEC).requires_grad_(False).eval()
+    decoder = QwenDecoder(SPEC).double().requires_grad_(False).eval()
     for name, parameter in decoder.named_parameters():
         parameter.fill_(1.0) if "norm" in name else parameter.normal_(0.0, 0.3)
     return SimpleNamespace(language=decoder, tokenizer=None)
@@ -42,7 +42,7 @@ def chunk_of(camera: str, segment: int, number: int) -> ChunkKV:
     seed = CHUNKS.index((camera, segment, number))
     groups = tuple((2 + (seed + group) % 3, 8) for group in range(1 + seed % 3))
     shape = (SPEC.num_layers, 2, SPEC.num_kv_heads, sum(map(sum, groups)), SPEC.head_dim)
-    return ChunkKV(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), groups, KVLevel.DENSE)
+    return ChunkKV(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), groups, KVLevel.DENSE)
 
 
 class Arriving:
@@ -77,19 +77,19 @@ def rotated(keys_KMDh: Tensor, start: int) -> Tensor:
     speeds_H = SPEC.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
     turns_MH = torch.polar(torch.ones(len(positions_M), half, dtype=torch.float64), positions_M[:, None] * speeds_H)
     numbers_KMH = torch.complex(keys_KMDh[..., :half].double(), keys_KMDh[..., half:].double()) * turns_MH
-    return torch.cat((numbers_KMH.real, numbers_KMH.imag), dim=-1).float()
+    return torch.cat((numbers_KMH.real, numbers_KMH.imag), dim=-1)
 
 
 def by_hand(decoder: QwenDecoder, pieces: list[ChunkKV | HeaderIds]) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer: stored chunks turned to their place, texts prefilled behind what stands before."""
-    empty = torch.zeros(SPEC.num_kv_heads, 0, SPEC.head_dim)
+    empty = torch.zeros(SPEC.num_kv_heads, 0, SPEC.head_dim, dtype=torch.float64)
     layers = [(empty, empty) for _ in range(SPEC.num_layers)]
     for piece in (HeaderIds(PREFIX), *pieces):
         start = layers[0][0].shape[1]
         if isinstance(piece, ChunkKV):
             added = [(rotated(kv[0], start), kv[1]) for kv in piece.kv_LSKMDh]
         else:
-            cache = KVCache(SPEC, start + len(piece.ids))
+            cache = KVCache(SPEC, start + len(piece.ids), dtype=torch.float64)
             for layer, (keys, values) in enumerate(layers):
                 cache.write(layer, 0, keys, values)
             cache.advance(start)
