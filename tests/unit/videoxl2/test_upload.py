@@ -33,7 +33,7 @@ class FakeCuda(Cuda):
         return object()
 
     @contextlib.contextmanager
-    def on(self, stream: Any) -> Iterator[None]:  # type: ignore[override]
+    def on(self, stream: Any) -> Iterator[None]:
         self.stream = stream
         yield
         self.stream = None
