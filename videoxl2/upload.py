@@ -179,7 +179,7 @@ class FrameUploads:
 
     def bring(self, frames_u8: Tensor) -> Tensor:
         """The bytes on the device, for work that this thread queues from here on; the caller's may change at once."""
-        if self._cuda is None:
+        if self._cuda is None or frames_u8.device.type != "cpu":  # nothing to upload
             return frames_u8.to(self._device)
         if self._turn is not None:  # everything queued until now may look at the batch before
             self._used[self._turn] = self._cuda.mark(self._device)
