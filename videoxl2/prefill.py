@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts, lower_right_mask
+from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
@@ -503,30 +503,39 @@ def prefill_masked(
 
 
 def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:
-    """Boolean [M, M], True where row i may see column j: the published rules (section 4.1) or our bounded ones.
+    """Boolean [M, M], True where row i may see column j, of a video and ``num_suffix`` tokens behind it.
 
     Reference only.
     """
-    M = layout.length + num_suffix
-    causal_MM = lower_right_mask(M, M)
+    tokens_M = torch.arange(layout.length + num_suffix)
+    return visible(layout, tokens_M, tokens_M, settings)
+
+
+def visible(layout: TokenLayout, rows_T: Tensor, columns_M: Tensor, settings: PrefillSettings) -> Tensor:
+    """Boolean [T, M], True where row t may see column m: the published rules (section 4.1) or our bounded ones.
+
+    Rows and columns are tokens of the sequence by number; numbers behind the layout's are a suffix.
+    """
+    causal_TM = columns_M <= rows_T[:, None]
     if settings.mode == "plain":
-        return causal_MM
-    block_M, group_M = torch.full((M,), -1), torch.full((M,), -1)
-    is_time_M = torch.zeros(M, dtype=torch.bool)
-    for group, span in enumerate(layout.spans):
-        block_M[span.start : span.end] = group // settings.block_groups
-        group_M[span.start : span.end] = group
-        is_time_M[span.start : span.time_end] = True
-    is_video_M = block_M >= 0
-    is_prefix_M = torch.arange(M) < layout.visual_start
-    distance_MM = block_M[:, None] - block_M[None, :]
-    in_window_MM = is_video_M[:, None] & is_video_M[None, :] & (distance_MM <= settings.previous_blocks)
-    sees_all_M = ~is_video_M if settings.mode == "bounded" else ~is_video_M | is_time_M
-    sees_time_MM = is_time_M.expand(M, M)
+        return causal_TM
+    num_tokens = int(torch.cat((rows_T, columns_M)).max()) + 1 if len(rows_T) + len(columns_M) else 0
+    block, group = torch.full((2, max(num_tokens, layout.length)), -1)
+    is_time = torch.zeros(len(block), dtype=torch.bool)
+    for number, span in enumerate(layout.spans):
+        block[span.start : span.end] = number // settings.block_groups
+        group[span.start : span.end] = number
+        is_time[span.start : span.time_end] = True
+    block_T, block_M, is_time_M = block[rows_T], block[columns_M], is_time[columns_M]
+    is_video_T = block_T >= 0
+    in_window_TM = is_video_T[:, None] & (block_M >= block_T[:, None] - settings.previous_blocks) & (block_M >= 0)
+    sees_all_T = ~is_video_T if settings.mode == "bounded" else ~is_video_T | is_time[rows_T]
+    sees_time_TM = is_time_M.expand(causal_TM.shape)
     if settings.mode == "bounded" and settings.timestamp_groups is not None:
-        window_first_M = (block_M - settings.previous_blocks).clamp(min=0) * settings.block_groups
-        sees_time_MM = is_time_M & (group_M >= window_first_M[:, None] - settings.timestamp_groups)
-    return causal_MM & (is_prefix_M | sees_time_MM | sees_all_M[:, None] | in_window_MM)
+        window_first_T = (block_T - settings.previous_blocks).clamp(min=0) * settings.block_groups
+        sees_time_TM = is_time_M & (group[columns_M] >= window_first_T[:, None] - settings.timestamp_groups)
+    is_prefix_M = columns_M < layout.visual_start
+    return causal_TM & (is_prefix_M | sees_time_TM | sees_all_T[:, None] | in_window_TM)
 
 
 class _MaskedAttention:
