@@ -30,6 +30,7 @@ from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
+from videoxl2.upload import put, put_numbers
 
 PASS_TOKENS = 2048
 """As many whole blocks go through the layers together as reach so many tokens (four of the published model's).
@@ -168,10 +169,12 @@ def prefill_pieces(
 
 def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: VisualTokens, first: int, end: int) -> Tensor:
     """Input embeddings [T, D] of the groups [first, end): each group's timestamp text, then its visual tokens."""
+    time_ids = layout.time_ids[first:end]
+    times_TD = decoder.embed(list(itertools.chain(*time_ids)))  # all of them at once: one upload
     pieces: list[Tensor] = []
-    for group in range(first, end):
-        pieces.append(decoder.embed(layout.time_ids[group]))
-        pieces.append(visual_GPD[group].to(device=decoder.device, dtype=decoder.dtype))
+    for group, time_TD in enumerate(times_TD.split([len(ids) for ids in time_ids]), start=first):
+        pieces.append(time_TD)
+        pieces.append(put(visual_GPD[group], decoder.device).to(decoder.dtype))
     return torch.cat(pieces)
 
 
@@ -341,20 +344,26 @@ class _SegmentAttention:
     ) -> None:
         """Let tokens of ``blocks`` see no group before their window's first but by its timestamp."""
         device, start, prefix = self._cache.device, self._start, layout.visual_start
-        limited: list[int] = []
+        windowed = [(block, first) for block, first in zip(blocks, windows, strict=True) if first > 0]
+        num_causal = len(blocks) - len(windowed)
+        self._num_causal = layout.spans[blocks[num_causal - 1][1] - 1].end - start if num_causal else 0
+        limited: list[list[int]] = []
         full_view: list[int] = []
-        num_causal = 0
-        for (first, end), window_first in zip(blocks, windows, strict=True):
-            block_start, block_stop = layout.token_span(first, end)
-            if window_first == 0:
-                num_causal = block_stop - start
-                continue
+        for (first, end), _ in windowed:
             times = layout.time_positions(first, end) if settings.mode == "chunked" else []
-            rows = sorted(set(range(block_start, block_stop)).difference(times))
+            limited.append(sorted(set(range(*layout.token_span(first, end))).difference(times)))
+            full_view += times
+        kept = layout.time_positions(blocks[0][0], blocks[-1][1])
+        sizes = [*map(len, limited), len(full_view), len(kept)]
+        *limited_T, full_view_T, kept_T = put_numbers([*itertools.chain(*limited), *full_view, *kept], device).split(
+            sizes
+        )
+        num_rows = 0
+        for ((_, end), window_first), rows_T in zip(windowed, limited_T, strict=True):
             time_first = 0
             if settings.mode == "bounded" and settings.timestamp_groups is not None:
                 time_first = max(0, window_first - settings.timestamp_groups)
-            window = (layout.spans[window_first].start, block_stop)
+            window = (layout.spans[window_first].start, layout.spans[end - 1].end)
             time_span = (prefix + layout.num_time_tokens(time_first), prefix + layout.num_time_tokens(window_first))
             if not self._blocks:
                 self._common = time_span[1]
@@ -362,19 +371,18 @@ class _SegmentAttention:
                 self._common = 0
             self._blocks.append(
                 _BlockRows(
-                    rows=(len(limited), len(limited) + len(rows)),
+                    rows=(num_rows, num_rows + len(rows_T)),
                     seen=[(0, time_span[1])] if time_first == 0 else [(0, prefix), time_span],
                     window=window,
-                    mask_TM=torch.arange(*window, device=device) <= torch.tensor(rows, device=device)[:, None],
+                    mask_TM=torch.arange(*window, device=device) <= rows_T[:, None],
                 )
             )
-            limited += rows
-            full_view += times
-        self._summary_T = torch.tensor(layout.time_positions(blocks[0][0], blocks[-1][1]), device=device) - start
-        self._num_causal = num_causal
-        self._limited_T = torch.tensor(limited, dtype=torch.long, device=device) - start
+            num_rows += len(rows_T)
+        self._summary_T = kept_T - start
+        if windowed:
+            self._limited_T = torch.cat(limited_T) - start
         if full_view:
-            self._full_view_T = torch.tensor(full_view, device=device) - start
+            self._full_view_T = full_view_T - start
             self._full_view_mask_TO = torch.arange(self._stop - start, device=device) <= self._full_view_T[:, None]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
