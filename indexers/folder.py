@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 from indexers.container import TEMP_SUFFIX, DurableFile, sync_folder
 from indexers.errors import StoreUnavailable
 from indexers.locks import FileLock, Lock
+from indexers.room import LocalRoom, Room
 
 Name: TypeAlias = str | os.PathLike[str]
 Place: TypeAlias = "str | os.PathLike[str] | Folder"
@@ -113,6 +114,10 @@ class Folder(Protocol):
         content. A local one is replaced all the same, and whoever has the old one open keeps it.
         """
 
+    @property
+    def can_append(self) -> bool:
+        """Whether files here can be added to at all."""
+
     def append(self, name: Name, payload: bytes) -> int | None:
         """Add to a file and return its bytes then; ``None`` where that cannot be done."""
 
@@ -121,6 +126,9 @@ class Folder(Protocol):
 
     def size(self, name: Name) -> int | None:
         """Bytes of a file; ``None`` where there is none."""
+
+    def set_modified(self, name: Name, modified: float) -> bool:
+        """Say that a file is as old as another; ``False`` where a file keeps the time of its writing."""
 
     def remove(self, found: FoundFile | Name) -> None:
         """Remove a file; nothing if it is gone."""
@@ -136,6 +144,9 @@ class Folder(Protocol):
 
     def lock(self, name: Name) -> Lock:
         """The lock of that name."""
+
+    def room(self, name: Name) -> Room:
+        """Room under a byte cap, kept under that name."""
 
     def tables(self, name: Name) -> tuple[str, Mapping[str, str]]:
         """Address of the tables' folder as the database takes it, with its options; these may change with time."""
@@ -206,6 +217,10 @@ class LocalFolder:
     def create(self, name: Name, *, write_once: bool = False) -> DurableFile:
         return DurableFile(self.path / name, os.fspath(name))
 
+    @property
+    def can_append(self) -> bool:
+        return True
+
     def append(self, name: Name, payload: bytes) -> int | None:
         try:
             descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -231,6 +246,10 @@ class LocalFolder:
     def size(self, name: Name) -> int | None:
         path = self.path / name
         return path.stat().st_size if path.is_file() else None
+
+    def set_modified(self, name: Name, modified: float) -> bool:
+        os.utime(self.path / name, (modified, modified))
+        return True
 
     def remove(self, found: FoundFile | Name) -> None:
         path = self.path / (found.name if isinstance(found, FoundFile) else found)
@@ -261,6 +280,9 @@ class LocalFolder:
 
     def lock(self, name: Name) -> FileLock:
         return FileLock(self.path / name)
+
+    def room(self, name: Name) -> LocalRoom:
+        return LocalRoom(self.path / name)
 
     def tables(self, name: Name) -> tuple[str, Mapping[str, str]]:
         return str(self.path / name), {}

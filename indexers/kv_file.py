@@ -332,7 +332,11 @@ def write_dense_kv(path: Name, header: ChunkHeader, chunks: Iterable[Buffer], fo
 
 
 def rewrite_dense_kv(
-    source: DenseKVReader, path: Name, encoding: KVEncoding, convert: Callable[[int, memoryview], Buffer]
+    source: DenseKVReader,
+    path: Name,
+    encoding: KVEncoding,
+    convert: Callable[[int, memoryview], Buffer],
+    folder: Folder = HERE,
 ) -> WrittenKV:
     """Write a stored file anew under another encoding, chunk by chunk; ``source`` stays as it is.
 
@@ -341,10 +345,10 @@ def rewrite_dense_kv(
     then remove the old file. ``ValueError`` if ``path`` is the source's own, since a reader that holds the old row
     would find a stranger there. Raises what reading and writing raise, and then leaves nothing behind.
     """
-    if os.path.abspath(path) == os.path.abspath(source.path):  # noqa: PTH100
+    if os.path.abspath(folder.address(path)) == os.path.abspath(source.path):  # noqa: PTH100
         raise ValueError(f"{str(path)!r} is the file that is read; a re-encoded file needs a path of its own")
     header = replace(source.header, encoding=encoding)
-    return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)))
+    return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)), folder)
 
 
 HeaderT = TypeVar("HeaderT", bound=ChunkHeader)

@@ -15,6 +15,7 @@ from indexers.errors import CorruptStaging
 from indexers.folder import Folder, FoundFile, Place, as_folder, reached
 from indexers.lease import WriterLease
 from indexers.records import DELETING, KV_SUFFIX, TOKENS_SUFFIX, SegmentRow
+from indexers.room import ROOM_NAME
 from indexers.staging import STAGED_SUFFIX, read_staged
 from indexers.store import LanceStore
 
@@ -72,7 +73,7 @@ def find_orphans(folder: Place, store: LanceStore) -> list[Orphan]:
 
 
 def sweep(folder: Place, store: LanceStore, lease: WriterLease) -> SweepReport:
-    """Complete interrupted deletions, drop rows of segments never committed, remove orphaned files.
+    """Complete interrupted deletions, drop rows of segments never committed, remove orphaned files and reservations.
 
     ``ValueError`` unless ``lease`` is held.
     """
@@ -93,6 +94,7 @@ def sweep(folder: Place, store: LanceStore, lease: WriterLease) -> SweepReport:
         with reached(archive):
             archive.remove(FoundFile(orphan.path, orphan.num_bytes, 0.0, orphan.upload))
     with reached(archive):
+        archive.room(ROOM_NAME).forget()
         archive.remove_empty(KV_FOLDER)
     return SweepReport(tuple(orphans), tuple(partial), tuple(deletions))
 

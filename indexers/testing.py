@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from indexers.folder import Place, as_folder
 from indexers.kv_file import DenseKVHeader, WrittenKV, write_dense_kv
 from indexers.records import (
     CHUNKS_SCHEMA,
@@ -107,7 +107,7 @@ def make_segment(
     *,
     shape: SegmentShape | None = None,
     vectors: Sequence[Sequence[float]] | None = None,
-    archive: Path | None = None,
+    archive: Place | None = None,
     embedding_dim: int = EMBEDDING_DIM,
 ) -> SegmentRows:
     """Rows of one segment, a pure function of the arguments. With ``archive`` its files are written there as well."""
@@ -132,7 +132,9 @@ def make_segment(
     )
     payloads = [rng.standard_normal(kv_shape).astype(np.float16) for _ in range(shape.num_chunks)]
     relative = kv_path(video.video_id, segment_index)
-    written = write_dense_kv(archive / relative, header, [p.data for p in payloads]) if archive is not None else None
+    written = None
+    if archive is not None:
+        written = write_dense_kv(relative, header, [payload.data for payload in payloads], as_folder(archive))
 
     tokens = _write_tokens(archive, video, segment_index, shape) if archive is not None and shape.width else None
 
@@ -202,11 +204,11 @@ def make_segment(
         "num_frames": shape.num_chunks * shape.groups_per_chunk * 4,
         "num_tokens": shape.num_chunks * chunk_tokens,
         "state": INDEXED,
-        "kv_path": relative,
+        "kv_path": written.name if written else relative,
         "kv_bytes": written.num_bytes if written else 0,
         "sparse_bytes": sum(len(row["kv"]) for row in sparse),
         "kv_digest": written.digest if written else None,
-        "tokens_path": tokens_path(video.video_id, segment_index) if tokens else None,
+        "tokens_path": tokens.name if tokens else None,
         "tokens_bytes": tokens.num_bytes if tokens else 0,
         "tokens_digest": tokens.digest if tokens else None,
         "tier": "dense",
@@ -222,7 +224,7 @@ def make_segment(
     )
 
 
-def _write_tokens(archive: Path, video: VideoRow, segment_index: int, shape: SegmentShape) -> WrittenKV:
+def _write_tokens(archive: Place, video: VideoRow, segment_index: int, shape: SegmentShape) -> WrittenKV:
     rng = np.random.default_rng([int(video.video_id[:8], 16), segment_index, 1])
     chunk_s = shape.groups_per_chunk * GROUP_S
     first_s = segment_index * shape.num_chunks * chunk_s
@@ -239,7 +241,7 @@ def _write_tokens(archive: Path, video: VideoRow, segment_index: int, shape: Seg
         ),
     )
     payloads = [rng.standard_normal(header.chunk_shape(n)).astype(np.float16).data for n in range(shape.num_chunks)]
-    return write_tokens(archive / tokens_path(video.video_id, segment_index), header, payloads)
+    return write_tokens(tokens_path(video.video_id, segment_index), header, payloads, as_folder(archive))
 
 
 def add_video(store: LanceStore, video: VideoRow, num_segments: int = 1, **segment: Any) -> None:

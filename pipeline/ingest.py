@@ -249,7 +249,7 @@ class Ingestion:
             return
         workers = self._settings.runner.workers if self._settings.runner.kind == "ray" else 1
         storage = self._settings.storage
-        keeper = TierKeeper(self._archive, self._store, storage.pins)
+        keeper = TierKeeper(self._archive, self._store, storage.pins, self._lease)
         wanted = room_wanted(self._manifest.recipe, self._store, cap, workers, tokens=storage.may_keep_tokens)
         steps = keeper.make_room(cap, wanted)
         if steps:

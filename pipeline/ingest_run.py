@@ -23,7 +23,6 @@ from pipeline.ingest import (
 )
 from pipeline.recipe import Manifest, is_archive_part, make_recipe, read_manifest, write_manifest
 from pipeline.results import IngestReport
-from pipeline.tiers import require_local
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint, weights_notice
 from videoxl2.config import ModelSpec
 
@@ -50,8 +49,6 @@ def run_ingest(
     if not sources:
         raise UsageError("no source given: name an s3://bucket/prefix or a folder")
     observer = observe or (lambda phase, facts: None)
-    if settings.storage.max_kv_bytes is not None:
-        require_local(folder, "a byte cap (storage.max_kv_bytes)")
     pattern = parse_key_pattern(key_pattern, time_zone)
     opened = open_sources(sources, settings)
     found = read_manifest(folder)

@@ -6,9 +6,9 @@ The codec is a property of a file, not of the archive: KV of one fingerprint may
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indexers.folder import Place, as_folder
 from indexers.kv_file import AS_COMPUTED, CODECS, DenseKVReader, KVEncoding, StepGroup, rewrite_dense_kv
 from indexers.records import SegmentRow, kv_path
 from pipeline.errors import StorageError
@@ -48,10 +48,8 @@ def codec_settings(encoding: KVEncoding) -> CodecSettings:
     return CodecSettings(codec, keys, values)
 
 
-def reencode_segment(
-    archive: Path, segment: SegmentRow, codec: str, device: str | torch.device = "cpu"
-) -> tuple[SegmentRow, Path]:
-    """Write a segment's dense KV again under a codec of fewer bytes; the new row, and the old file, which stays.
+def reencode_segment(archive: Place, segment: SegmentRow, codec: str, device: str | torch.device = "cpu") -> SegmentRow:
+    """Write a segment's dense KV again under a codec of fewer bytes; the new row. The old file stays.
 
     The new file is durable and has a path of its own, so that a reader with either row finds what the row says. The
     caller holds the writer lease, then commits the row (``LanceStore.replace_segment``) and removes the old file;
@@ -68,8 +66,8 @@ def reencode_segment(
         raise ValueError(f"KV stored as {segment.codec} cannot be made {codec}: bytes only become fewer")
     encoding = encoding_of(codec)
     target = kv_path(segment.video_id, segment.segment_index, codec)
-    old = archive / segment.kv_path
-    with DenseKVReader(old, segment.kv_digest) as file:
+    folder = as_folder(archive)
+    with DenseKVReader(segment.kv_path, segment.kv_digest, folder) as file:
         header, stored, wanted = file.header, codec_settings(file.header.encoding), codec_settings(encoding)
 
         def convert(index: int, payload: memoryview) -> memoryview:
@@ -79,8 +77,7 @@ def reencode_segment(
             return encode_kv(kv_LSKMDh, wanted).data
 
         try:
-            written = rewrite_dense_kv(file, archive / target, encoding, convert)
+            written = rewrite_dense_kv(file, target, encoding, convert, folder)
         except KVLayoutError as exc:
-            raise StorageError(f"KV file {old} cannot be stored as {codec}: {exc}") from exc
-    row = replace(segment, codec=codec, kv_path=target, kv_bytes=written.num_bytes, kv_digest=written.digest)
-    return row, old
+            raise StorageError(f"KV file {file.path} cannot be stored as {codec}: {exc}") from exc
+    return replace(segment, codec=codec, kv_path=written.name, kv_bytes=written.num_bytes, kv_digest=written.digest)

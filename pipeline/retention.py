@@ -33,7 +33,6 @@ from pipeline.tiers import (
     is_pinned,
     kv_file_bytes,
     refresh_videos,
-    require_local,
     tier_of,
 )
 
@@ -117,7 +116,6 @@ def run_retention(
     storage = reader.settings.storage
     if not storage.retention:
         raise UsageError("the settings have no retention rules: write [[storage.retention]] into the file of --config")
-    require_local(reader.folder, "vxl retention")
     moment = now or datetime.now(UTC)
     if dry_run:
         plan = plan_retention(reader.folder, reader.store, storage.retention, storage.pins, moment)
@@ -128,7 +126,7 @@ def run_retention(
         sweep(reader.folder, reader.store, lease)
         plan = plan_retention(reader.folder, reader.store, storage.retention, storage.pins, moment)
         before = kv_file_bytes(reader.folder)
-        keeper = TierKeeper(reader.folder, reader.store, storage.pins)
+        keeper = TierKeeper(reader.folder, reader.store, storage.pins, lease)
         steps = []
         for segment, video, tier in sorted(
             plan.demotions, key=lambda step: -step[2].rank
@@ -138,6 +136,7 @@ def run_retention(
                 logger.warning("no room to encode segment %s as %s; the next run tries again", segment.segment_id, tier)
             else:
                 steps.append(step)
+        lease.require()
         refresh_videos(reader.store)
         going = reader.store.segments_of([row.video_id for row in plan.expired])
         sparse = sum(segment.sparse_bytes for segment in going)
@@ -157,7 +156,6 @@ def evict(
         raise UsageError("no cap given: set storage.max_kv_bytes in the settings file, or --max-bytes")
     if cap < 0:
         raise UsageError(f"--max-bytes {cap} must be 0 or more")
-    require_local(reader.folder, "vxl kv evict")
     before = kv_file_bytes(reader.folder)
     if dry_run:
         keeper = TierKeeper(reader.folder, reader.store, storage.pins)
@@ -167,7 +165,7 @@ def evict(
         with WriterLease(reader.folder, wait_s) as lease:
             finish_deletions(reader.store)
             sweep(reader.folder, reader.store, lease)
-            keeper = TierKeeper(reader.folder, reader.store, storage.pins)
+            keeper = TierKeeper(reader.folder, reader.store, storage.pins, lease)
             steps = keeper.make_room(cap, 0)
             refresh_videos(reader.store)
             shorten_access_log(reader.folder, (item.segment_id for item in reader.store.segments_of()), lease)

@@ -25,6 +25,7 @@ from indexers.folder import ByteRange, FoundFile, Name
 from pipeline.errors import ConfigError
 from pipeline.s3 import S3Client, S3Error, S3Settings, s3_errors
 from pipeline.s3_lock import S3Lock
+from pipeline.s3_room import S3Room
 
 SCHEME = "s3://"
 DIGEST = "vxl-xxh3"
@@ -114,6 +115,10 @@ class S3Folder:
     def create(self, name: Name, *, write_once: bool = False) -> NewS3File:
         return NewS3File(self, self.key(name).removeprefix(self.prefix).lstrip("/"), write_once)
 
+    @property
+    def can_append(self) -> bool:
+        return False
+
     def append(self, name: Name, payload: bytes) -> int | None:
         return None
 
@@ -136,6 +141,9 @@ class S3Folder:
                 return int(self.client.head_object(Bucket=self.bucket, Key=self.key(name))["ContentLength"])
         except FileNotFoundError:
             return None
+
+    def set_modified(self, name: Name, modified: float) -> bool:
+        return False
 
     def remove(self, found: FoundFile | Name) -> None:
         name, upload = (found.name, found.upload) if isinstance(found, FoundFile) else (found, None)
@@ -168,6 +176,9 @@ class S3Folder:
 
     def lock(self, name: Name) -> S3Lock:
         return S3Lock(self._client, self.bucket, self.key(name), self._settings.lease_s)
+
+    def room(self, name: Name) -> S3Room:
+        return S3Room(self._client, self.bucket, self.key(name))
 
     def tables(self, name: Name) -> tuple[str, Mapping[str, str]]:
         with self.errors(name):

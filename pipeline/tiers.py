@@ -7,35 +7,36 @@ demoted. The cap counts the files of dense KV and tokens, whatever they are ther
 videos, unfinished and leftover ones too. Sparse KV, vectors and pictures are not counted; retention removes them.
 
 Room is made before it is needed. The committer demotes after every commit, so that the next segment of every worker
-fits; the worker then looks again, under a lock, while it writes. What does not fit is stored as sparse KV only.
+fits; the worker then asks for its room (``indexers.room``) before it writes. What does not fit is stored as sparse KV
+only.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexers.access_log import last_uses
+from indexers.access_log import age_name, last_uses, note_age, shorten_access_log
 from indexers.container import ALIGNMENT, aligned
 from indexers.errors import CorruptKV, DiskFull, StoreUnavailable
-from indexers.folder import LocalFolder, Place, as_folder, reached
+from indexers.folder import Place, as_folder, reached
 from indexers.kv_file import ITEM_BYTES, DenseKVReader
-from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow
+from indexers.lease import WriterLease
+from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow, kv_folder
+from indexers.room import ROOM_NAME
 from indexers.store import LanceStore
 from indexers.sweep import KV_FOLDER
 from pipeline.config import StorageSettings
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import StorageError
 from pipeline.kv_encoding import NO_DENSE, TOKENS, encoding_of, reencode_segment
 from pipeline.media import normalise_uri
 
@@ -46,10 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CERTIFICATES = "certificates"
-ROOM_LOCK = "room.lock"
 _TIMESTAMP_ROOM = 16
 """Tokens of the longest timestamp text, with room to spare."""
-_POLL_S = 0.1
 _HEADER_BYTES_PER_CHUNK = 512
 _HEADER_BYTES_PER_GROUP = 32
 
@@ -124,35 +123,29 @@ def _address(pin: str) -> str | None:
     return normalise_uri(pin) if "/" in pin else None
 
 
-def require_local(place: Place, what: str) -> Path:
-    """The archive's folder on this machine. Raises ``UsageError`` for one on S3, where ``what`` is not supported."""
-    folder = as_folder(place)
-    if not isinstance(folder, LocalFolder):
-        raise UsageError(
-            f"{what} needs an archive in a local folder, not {folder.address()!r}: dense KV on S3 is not demoted yet; "
-            "vxl delete removes whole videos, ingest.codec stores new ones in fewer bytes"
-        )
-    return folder.path
-
-
 def kv_file_bytes(archive: Place) -> int:
     """Bytes of all files of dense KV and tokens, unfinished and leftover ones included."""
     folder, certificates = as_folder(archive), f"{KV_FOLDER}/{CERTIFICATES}/"
     with reached(folder):
-        return sum(file.num_bytes for file in folder.list(KV_FOLDER) if not file.name.startswith(certificates))
+        return sum(
+            file.num_bytes
+            for file in folder.list(KV_FOLDER)
+            if file.name != ROOM_NAME and not file.name.startswith(certificates)
+        )
 
 
 @contextmanager
-def room_lock(folder: Path) -> Iterator[None]:
-    """While it is held nobody else measures and writes dense KV under the cap. Ends with its holder."""
-    path = folder / KV_FOLDER / ROOM_LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def room_for(archive: Place, owner: str, num_bytes: int, cap: int) -> Iterator[bool]:
+    """Whether so many bytes of dense KV and tokens fit under the cap; if so they are the caller's in the block.
+
+    ``owner`` is the segment that they are written for.
+    """
+    folder = as_folder(archive)
+    with ExitStack() as block:
+        with reached(folder):
+            room = folder.room(ROOM_NAME).reserve(owner, num_bytes, cap, lambda: kv_file_bytes(folder))
+            has_room = block.enter_context(room)
+        yield has_room
 
 
 def largest_segment_bytes(recipe: Recipe, *, dense: bool = True, tokens: bool = False) -> int | None:
@@ -210,18 +203,20 @@ def write_segment(
     for_tokens = _file_bound(segment.visual_GPD.nbytes, *sizes) if tokens else 0
     needed = _file_bound(sum(chunk.num_bytes for chunk in kept), *sizes) + for_tokens
     deadline = time.monotonic() + wait_s
-    folder = require_local(archive, "a byte cap (storage.max_kv_bytes)")
+    poll_s = as_folder(archive).room(ROOM_NAME).poll_s
     while True:
-        with room_lock(folder):
-            used, is_last = kv_file_bytes(archive), time.monotonic() >= deadline
-            if used + needed <= storage.max_kv_bytes:
+        is_last = time.monotonic() >= deadline
+        with room_for(archive, segment.segment_id, needed, storage.max_kv_bytes) as has_room:
+            if has_room:
                 return segment.write_kv(archive, codec, keep, tokens=tokens)
-            if is_last and tokens and used + for_tokens <= storage.max_kv_bytes:
-                logger.warning("segment %s keeps tokens only: no room under storage.max_kv_bytes", segment.segment_id)
-                return segment.write_kv(archive, codec, keep, dense=False, tokens=True)
         if is_last:
             break
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
+    if tokens:
+        with room_for(archive, segment.segment_id, for_tokens, storage.max_kv_bytes) as has_room:
+            if has_room:
+                logger.warning("segment %s keeps tokens only: no room under storage.max_kv_bytes", segment.segment_id)
+                return segment.write_kv(archive, codec, keep, dense=False, tokens=True)
     logger.warning("segment %s keeps sparse KV only: no room under storage.max_kv_bytes", segment.segment_id)
     return segment.write_kv(archive, codec, [False] * len(keep))
 
@@ -285,12 +280,19 @@ class KeptKV:
 
 
 class TierKeeper:
-    """Demotes segments of one archive. Its owner holds the writer lease; all but ``candidates`` write."""
+    """Demotes segments of one archive. Its owner holds the writer lease; all but ``candidates`` write.
 
-    def __init__(self, archive: Place, store: LanceStore, pins: Collection[str]) -> None:
-        self._folder = require_local(archive, "demoting dense KV")
+    ``lease`` is asked before every change: on S3 it may have been lost.
+    """
+
+    def __init__(
+        self, archive: Place, store: LanceStore, pins: Collection[str], lease: WriterLease | None = None
+    ) -> None:
+        self._folder = as_folder(archive)
         self._store = store
         self._pins = pins
+        self._lease = lease
+        self._uses: dict[str, float] | None = None
 
     def candidates(self) -> list[Candidate]:
         """Segments with dense KV or tokens that no pin names, the coldest first.
@@ -299,7 +301,9 @@ class TierKeeper:
         which nobody can ask, are colder than all others.
         """
         videos = {video.video_id: video for video in self._store.videos()}
-        uses = last_uses(self._folder)
+        uses = self._uses = last_uses(self._folder)
+        with reached(self._folder):
+            files = {file.name: file.modified for file in self._folder.list(KV_FOLDER) if not file.is_unfinished}
         found = []
         for segment in self._store.segments_of():
             video = videos.get(segment.video_id)
@@ -308,7 +312,7 @@ class TierKeeper:
             if video is not None and video.superseded_by is not None:
                 found.append(Candidate(segment, video, 0.0))
                 continue
-            written = [path.stat().st_mtime for name in segment.file_paths if (path := self._folder / name).is_file()]
+            written = [_written(segment, name, files[name], uses) for name in segment.file_paths if name in files]
             if not written:
                 continue  # lost: nothing to free
             found.append(Candidate(segment, video, max(*written, uses.get(segment.segment_id, 0.0))))
@@ -326,6 +330,8 @@ class TierKeeper:
         used = kv_file_bytes(self._folder)
         if used + needed <= cap:
             return []
+        if self._lease is not None and not self._folder.can_append:  # what readers left, in many small files
+            shorten_access_log(self._folder, (row.segment_id for row in self._store.segments_of()), self._lease)
         done: list[Demotion] = []
         left = {item.segment.segment_id: item for item in self.candidates()}
         for tier in LOWER_TIERS:
@@ -341,6 +347,7 @@ class TierKeeper:
                     observe(step)
                     used = kv_file_bytes(self._folder)
         if done:
+            self._require_lease()
             refresh_videos(self._store)
         return done
 
@@ -352,18 +359,16 @@ class TierKeeper:
             planned = encoded_file_bytes(self._folder, item.segment, tier)
             if planned is None or planned >= item.segment.kv_bytes:
                 return None
-            with room_lock(self._folder):
-                if kv_file_bytes(self._folder) + planned <= cap:
-                    try:
-                        step, row = self._reencode(item, tier)
-                    except DiskFull:  # no room to encode in, cap or no cap
-                        pass
-                    except (CorruptKV, StorageError) as exc:  # damaged, or values that the codec cannot hold
-                        logger.warning("segment %s stays as it is for now: %s", item.segment.segment_id, exc)
-                        return None
-                    else:
-                        left[row.segment_id] = replace(item, segment=row)
-                        return step
+            with room_for(self._folder, item.segment.segment_id, planned, cap) as has_room:
+                try:
+                    step_and_row = self._reencode(item, tier) if has_room else None
+                except (CorruptKV, StorageError) as exc:  # damaged, or values that the codec cannot hold
+                    logger.warning("segment %s stays as it is for now: %s", item.segment.segment_id, exc)
+                    return None
+            if step_and_row is not None:
+                step, row = step_and_row
+                left[row.segment_id] = replace(item, segment=row)
+                return step
             item = next(other for other in left.values() if other.segment.kv_path is not None)
             tier = Tier.NONE if item.segment.tokens_path is None else Tier.TOKENS
         step, row = self.drop(item, tier)
@@ -378,13 +383,15 @@ class TierKeeper:
         if tier in (Tier.TOKENS, Tier.NONE):
             return self.drop(item, tier)[0]
         planned = encoded_file_bytes(self._folder, item.segment, tier)
-        with room_lock(self._folder):
-            if planned is None or (cap is not None and kv_file_bytes(self._folder) + planned > cap):
+        if planned is None:
+            return None
+        with ExitStack() as block:
+            if cap is not None and not block.enter_context(
+                room_for(self._folder, item.segment.segment_id, planned, cap)
+            ):
                 return None
-            try:
-                return self._reencode(item, tier)[0]
-            except DiskFull:
-                return None
+            step_and_row = self._reencode(item, tier)
+        return None if step_and_row is None else step_and_row[0]
 
     def drop(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
         """Give up a segment's dense KV, and unless ``tier`` is tokens those too: its row first, then its files."""
@@ -396,29 +403,67 @@ class TierKeeper:
             raise ValueError(f"segment {segment.segment_id} has kept no tokens")
         else:
             row = replace(row, tier=TOKENS)
-        paths = [self._folder / path for path in segment.file_paths if path not in row.file_paths]
-        freed = sum(path.stat().st_size for path in paths if path.is_file())
-        self._store.replace_segment(row)
-        for path in paths:
-            self._remove(path)
+        names = [name for name in segment.file_paths if name not in row.file_paths]
+        with reached(self._folder):
+            freed = sum(self._folder.size(name) or 0 for name in names)
+        self._switch(row, names)
         return _demotion(item, tier, freed), row
 
-    def _reencode(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow]:
+    def _reencode(self, item: Candidate, tier: Tier) -> tuple[Demotion, SegmentRow] | None:
+        """``None`` where the archive's disk has no room to encode in, cap or no cap."""
         segment = item.segment
-        row, old = reencode_segment(self._folder, segment, str(tier))
-        assert row.kv_path is not None
-        stat = old.stat()
-        # It is no younger for having been encoded anew: the file's time is what tells how warm it is.
-        os.utime(self._folder / row.kv_path, (stat.st_atime, stat.st_mtime))
-        self._store.replace_segment(row)
-        self._remove(old)
-        return _demotion(item, tier, stat.st_size - row.kv_bytes), row
-
-    def _remove(self, path: Path) -> None:
+        assert segment.kv_path is not None
+        with reached(self._folder):
+            size, written = self._size_and_age(segment, segment.kv_path)
+        self._require_lease()
         try:
-            path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise StoreUnavailable(str(path), str(exc)) from exc
+            row = reencode_segment(self._folder, segment, str(tier))
+        except DiskFull:
+            if self._folder.free_bytes() is None:  # the temporary folder is full: giving up KV would not empty it
+                raise
+            return None
+        assert row.kv_path is not None
+        with reached(self._folder):
+            # It is no younger for having been encoded anew: the file's time is what tells how warm it is.
+            if not self._folder.set_modified(row.kv_path, written):
+                note_age(self._folder, row.segment_id, row.codec, written)
+                self._known_uses()[age_name(row.segment_id, row.codec)] = written
+        self._switch(row, [segment.kv_path])
+        return _demotion(item, tier, size - row.kv_bytes), row
+
+    def _switch(self, row: SegmentRow, old: Sequence[str]) -> None:
+        """Let a segment's row say what there is from now on, then remove the files that it no longer names."""
+        self._require_lease()
+        self._store.replace_segment(row)
+        self._require_lease()
+        for name in old:
+            try:
+                self._folder.remove(name)
+            except OSError as exc:
+                raise StoreUnavailable(self._folder.address(name), str(exc)) from exc
+
+    def _size_and_age(self, segment: SegmentRow, name: str) -> tuple[int, float]:
+        """Bytes of a file and when it counts as written; raises ``FileNotFoundError``."""
+        for file in self._folder.list(kv_folder(segment.video_id)):
+            if file.name == name and not file.is_unfinished:
+                return file.num_bytes, _written(segment, name, file.modified, self._known_uses())
+        raise FileNotFoundError(errno.ENOENT, "the file is not there", self._folder.address(name))
+
+    def _known_uses(self) -> dict[str, float]:
+        if self._uses is None:
+            self._uses = last_uses(self._folder)
+        return self._uses
+
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require()
+
+
+def _written(segment: SegmentRow, name: str, modified: float, uses: Mapping[str, float]) -> float:
+    """When one of a segment's files counts as written."""
+    if name != segment.kv_path:
+        return modified
+    return uses.get(age_name(segment.segment_id, segment.codec), modified)
 
 
 def refresh_videos(store: LanceStore) -> None:

@@ -49,13 +49,13 @@ def test_int8_kv_answers_verifies_and_a_segment_is_encoded_anew(archive: Path) -
 
     with LanceStore.open(archive) as store:
         segment = store.segments_of()[1]
-        row, old = reencode_segment(archive, segment, "int4")
+        row = reencode_segment(archive, segment, "int4")
         assert [orphan.path for orphan in find_orphans(archive, store)] == [row.kv_path], (
             "killed here, a sweep cleans up"
         )
         store.replace_segment(row)
         assert [orphan.path for orphan in find_orphans(archive, store)] == [segment.kv_path]
-        old.unlink()
+        (archive / str(segment.kv_path)).unlink()
         assert find_orphans(archive, store) == []
         assert store.segments_of()[1] == row and len(store.segments_of()) == 4
         with pytest.raises(RowConflict):

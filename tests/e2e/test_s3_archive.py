@@ -110,23 +110,6 @@ def test_looking_after_it(client: Any, indexed: Any) -> None:
     assert PREFIX + verified.json["certificate"] in objects(client, "kv/certificates/")
 
 
-@pytest.mark.parametrize("command", [["kv", "evict", "--max-bytes", "1"], ["retention"]])
-def test_what_s3_cannot_do_yet_is_refused_at_once(indexed: Any, tmp_path: Path, command: list[str]) -> None:
-    settings = tmp_path / "vxl.toml"
-    settings.write_text('[[storage.retention]]\nafter_days = 1\nkeep = "int8"\n')
-    done = call(*command, "--archive", ARCHIVE, "--config", settings)
-    assert done.code == 2 and "needs an archive in a local folder" in done.error_line
-
-
-def test_a_byte_cap_is_refused_before_any_work(client: Any, indexed: Any, tmp_path: Path) -> None:
-    settings = tmp_path / "vxl.toml"
-    settings.write_text("[storage]\nmax_kv_bytes = 1000000\n")
-    elsewhere = "s3://archive-under-test/elsewhere"
-    done = call("ingest", indexed[1], "--archive", elsewhere, "--config", settings)
-    assert done.code == 2 and "byte cap" in done.error_line
-    assert client.list_objects_v2(Bucket="archive-under-test", Prefix="elsewhere").get("KeyCount") == 0
-
-
 def test_a_bucket_that_is_not_there_is_said_in_one_line(indexed: Any) -> None:
     for command in (["ingest", indexed[1]], ["ask", "x"]):
         done = call(*command, "--archive", "s3://there-is-no-such-bucket/a")
@@ -245,3 +228,17 @@ def test_tokens_on_s3_stand_in_for_kv_that_is_lost(client: Any, long_clip: Path,
     client.delete_object(Bucket="archive-under-test", Key=files[1])
     lost = call(*question)
     assert lost.code == 1 and files[1] in lost.err and "is not there" in lost.err
+
+
+def test_demotion_comes_last_and_what_is_left_can_be_asked(client: Any, indexed: Any, tmp_path: Path) -> None:
+    """It takes KV away that the tests above count."""
+    full = sum(objects(client, "kv/").values()) - sum(objects(client, "kv/certificates/").values())
+    question = ("ask", "What happens?", "--archive", ARCHIVE, "--reuse", "reload", "--json", "--max-new-tokens", "1")
+    before = len(objects(client, "uses/"))
+    assert call(*question).code == 0 and len(objects(client, "uses/")) == before + 1
+    done = call("kv", "evict", "--archive", ARCHIVE, "--max-bytes", str(full // 2), "--json")
+    assert done.code == 0, done.err
+    assert done.json["demoted"] and 0 < done.json["bytes_after"] <= full // 2
+    assert objects(client, "uses/") == {}
+    again = call(*question)
+    assert again.code == 0 and again.json["citations"], again.err

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from indexers.errors import StoreError
+from indexers.folder import Place
 from pipeline import ArchiveError
 from pipeline.config import load_settings
 from pipeline.kv_source import KVSource
@@ -42,7 +43,7 @@ def look(reader: ArchiveReader, chance: random.Random) -> Counter[str]:
     )
 
 
-def look_until(folder: Path, seed: int, is_over: Callable[[], bool]) -> Counter[str]:
+def look_until(folder: Place, seed: int, is_over: Callable[[], bool]) -> Counter[str]:
     """Look, and look once more when it is over."""
     reader = ArchiveReader(folder, load_settings(environ={}))
     chance = random.Random(seed)

@@ -22,7 +22,7 @@ import xxhash
 
 import pipeline.ingest
 from indexers.access_log import note_uses
-from indexers.folder import Folder, LocalFolder
+from indexers.folder import Folder, Place, as_folder
 from indexers.lease import WriterLease
 from indexers.records import make_chunk_id, make_segment_id, make_video_id
 from indexers.staging import write_staged
@@ -33,7 +33,7 @@ from pipeline.config import IngestSettings, Settings, load_settings
 from pipeline.ingest import Ingestion, Listed
 from pipeline.ingest_run import _create
 from pipeline.media import MediaObject
-from pipeline.recipe import Manifest, Recipe, make_recipe
+from pipeline.recipe import Manifest, Recipe, make_recipe, read_manifest
 from pipeline.runner import SequentialRunner
 from pipeline.segment import Segment
 from pipeline.tasks import SegmentStaged, VideoDone, VideoProgress, VideoTask, WorkerEvent
@@ -166,11 +166,11 @@ class MadeUpIndexer:
         yield VideoDone(video_id=task.video_id, num_segments=NUM_SEGMENTS, facts={"duration_s": duration_s})
 
 
-def ingest(folder: Path, listed: Sequence[Listed], chosen: Settings | None = None) -> None:
+def ingest(place: Place, listed: Sequence[Listed], chosen: Settings | None = None) -> None:
     """One run of ingestion over an archive, which is made if it is not there."""
     made_of = manifest()
-    archive = LocalFolder(folder)
-    if not (folder / "archive.json").is_file():
+    archive = as_folder(place)
+    if read_manifest(archive) is None:
         _create(archive, made_of, 10.0)
     before = pipeline.ingest.make_runner
     pipeline.ingest.make_runner = lambda *parts: SequentialRunner(MadeUpIndexer(*parts))  # type: ignore[arg-type]

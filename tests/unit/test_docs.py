@@ -19,6 +19,7 @@ import typer.main
 from pydantic import BaseModel
 from typer.exceptions import TyperException
 
+from indexers.access_log import NOTES_FOLDER
 from jobs.cli import app
 from pipeline.config import Settings, load_settings
 from tests.clips import RECIPES, make
@@ -227,6 +228,26 @@ def test_the_s3_policy_only_lists_and_gets() -> None:
     actions = [statement["Action"] for statement in policy["Statement"]]
     assert sorted(actions) == ["s3:GetObject", "s3:ListBucket"]
     assert all(statement["Resource"] != "*" for statement in policy["Statement"])
+
+
+def test_the_policies_of_an_archive_reach_no_further_than_its_prefix() -> None:
+    allowed: dict[str, dict[str, str]] = {}
+    for name in ("archive-read-write", "archive-ask"):
+        policy = json.loads((ROOT / "infra" / "iam" / f"{name}.json").read_text())
+        allowed[name] = {
+            action: statement["Resource"].partition("/")[2]
+            for statement in policy["Statement"]
+            for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+        }
+    listing = {"s3:ListBucket": "", "s3:ListBucketMultipartUploads": ""}
+    below = "archives/gate/*"
+    changes = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+    assert allowed["archive-read-write"] == {**listing, "s3:GetObject": below, **dict.fromkeys(changes, below)}
+    assert allowed["archive-ask"] == {
+        **listing,
+        "s3:GetObject": below,
+        "s3:PutObject": f"archives/gate/{NOTES_FOLDER}/*",
+    }
 
 
 def _anchor(heading: str) -> str:

@@ -240,7 +240,8 @@ def coded(chunk: ChunkKV, *codecs: str) -> ChunkKV:
 
 def switch(archive: Archive, codec: str) -> Path:
     """Encode the segment anew and let its row name the new file; the old one is returned."""
-    archive.store.segment, old = reencode_segment(archive.reader.folder, archive.store.segment, codec)
+    old = archive.path.parents[3] / str(archive.store.segment.kv_path)
+    archive.store.segment = reencode_segment(archive.reader.folder, archive.store.segment, codec)
     return old
 
 

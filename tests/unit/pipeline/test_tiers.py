@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from indexers.access_log import note_uses
 from indexers.errors import DiskFull
+from indexers.folder import Folder, Place, as_folder
 from indexers.kv_file import DenseKVReader
 from indexers.lease import WriterLease
 from indexers.records import SegmentRow, VideoRow
@@ -41,13 +42,14 @@ from pipeline.tiers import (
 from tests.unit.pipeline.samples import tiny_recipe
 from tests.vxl import call
 
+PlaceT = TypeVar("PlaceT", Path, Folder)
 SHAPE = SegmentShape(num_chunks=2, groups_per_chunk=6, visual_tokens=36, layers=4, kv_heads=2, head_dim=32)
 VIDEOS = [make_video("a"), make_video("b", camera="yard"), make_video("c")]
 
 
 def make_tiered(
-    folder: Path, videos: list[VideoRow] = VIDEOS, num_segments: int = 2, shape: SegmentShape = SHAPE
-) -> Path:
+    folder: PlaceT, videos: list[VideoRow] = VIDEOS, num_segments: int = 2, shape: SegmentShape = SHAPE
+) -> PlaceT:
     """An archive whose KV files are large enough for codecs to matter."""
     recipe = tiny_recipe()
     write_manifest(folder, Manifest(model="tiny", recipe=recipe))
@@ -78,11 +80,11 @@ def shrink(archive: Path, keeper: TierKeeper, num_bytes: int) -> list[Demotion]:
     return keeper.make_room(cap, cap - num_bytes)
 
 
-def check_files(folder: Path, store: LanceStore) -> None:
+def check_files(folder: Place, store: LanceStore) -> None:
     """Every row's file is there, whole and the one it names; no other file is there."""
     for segment in store.segments_of():
         if segment.tokens_path is not None:
-            with TokensReader(folder / segment.tokens_path, segment.tokens_digest) as tokens:
+            with TokensReader(segment.tokens_path, segment.tokens_digest, as_folder(folder)) as tokens:
                 assert tokens.num_bytes == segment.tokens_bytes
                 tokens.verify()
         else:
@@ -92,7 +94,7 @@ def check_files(folder: Path, store: LanceStore) -> None:
             assert (segment.tier, segment.codec, segment.kv_bytes, segment.kv_digest) == (tier, "none", 0, None)
             continue
         assert segment.tier == "dense"
-        with DenseKVReader(folder / segment.kv_path, segment.kv_digest) as file:
+        with DenseKVReader(segment.kv_path, segment.kv_digest, as_folder(folder)) as file:
             assert file.num_bytes == segment.kv_bytes
             file.verify()
     assert find_orphans(folder, store) == []
