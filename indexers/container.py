@@ -75,9 +75,13 @@ def read_header(source: Readable, magic: bytes) -> tuple[dict[str, Any], bytes]:
         raise HeaderError("checksum differs")
     if len(rest) != aligned(_PREFIX.size + length) - _PREFIX.size or any(rest[length:]):
         raise HeaderError("padding after the header is cut or not zero")
-    fields = json.loads(text)
-    if source.num_bytes != fields["file_bytes"]:
-        raise HeaderError(f"the file has {source.num_bytes} bytes, its header says {fields['file_bytes']}")
+    try:
+        fields = json.loads(text)
+        file_bytes = fields["file_bytes"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise HeaderError(f"not a JSON object with file_bytes: {exc}") from exc
+    if source.num_bytes != file_bytes:
+        raise HeaderError(f"the file has {source.num_bytes} bytes, its header says {file_bytes}")
     return fields, prefix + rest
 
 

@@ -154,6 +154,9 @@ class DenseKVHeader:
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"unknown KV dtype {self.dtype!r}; known: {', '.join(ITEM_BYTES)}")
+        for size in (self.layers, self.kv_heads, self.head_dim):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"layers, kv_heads and head_dim are whole numbers of at least 1, not {size!r:.40}")
         groups = tuple(tuple((int(time), int(visual)) for time, visual in chunk) for chunk in self.chunk_groups)
         object.__setattr__(self, "chunk_groups", groups)
 
@@ -378,8 +381,7 @@ class ChunkReader(Generic[HeaderT]):
             raise StoreUnavailable(self.path, str(exc)) from exc
         try:
             fields, packed = read_header(self._file, self.magic)
-            self.header = self.header_type.from_fields(fields)  # type: ignore[assignment]
-            self.entries = _entries(self.header, fields)
+            self.header, self.entries = self._understood(fields, len(packed))
             self.digest = xxhash.xxh3_128_hexdigest(packed)
             if expected_digest is not None and self.digest != expected_digest:
                 raise HeaderError("not the file that was committed (digest differs from the segment's row)")
@@ -390,6 +392,15 @@ class ChunkReader(Generic[HeaderT]):
             self._file.close()
             raise StoreUnavailable(self.path, str(exc)) from exc
         self.num_bytes = int(fields["file_bytes"])
+
+    @classmethod
+    def _understood(cls, fields: dict[str, Any], header_bytes: int) -> tuple[HeaderT, tuple[ChunkEntry, ...]]:
+        """The header and the chunks' places. ``HeaderError`` for one that is signed and still makes no sense."""
+        try:
+            header: Any = cls.header_type.from_fields(fields)
+            return header, _entries(header, fields, header_bytes)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise HeaderError(f"its members do not make sense: {type(exc).__name__} {exc}") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -519,12 +530,17 @@ def _fields(header: ChunkHeader, entries: Sequence[ChunkEntry]) -> dict[str, Any
     return fields
 
 
-def _entries(header: ChunkHeader, fields: dict[str, Any]) -> tuple[ChunkEntry, ...]:
-    """Where the chunks lie; ``HeaderError`` where a length is not the one that the header's own figures make."""
+def _entries(header: ChunkHeader, fields: dict[str, Any], header_bytes: int) -> tuple[ChunkEntry, ...]:
+    """Where the chunks lie; ``HeaderError`` where a length is not the one that the header's own figures make, and
+    where they do not follow each other without gaps."""
     entries = tuple(ChunkEntry(chunk["offset"], chunk["length"], chunk["digest"]) for chunk in fields["chunks"])
     for position, entry in enumerate(entries):
         if entry.length != header.chunk_bytes(position):
             raise HeaderError(
                 f"chunk {position} has {entry.length} bytes, its tokens make {header.chunk_bytes(position)}"
             )
+    planned = _plan([entry.length for entry in entries], header_bytes)
+    for position, (entry, place) in enumerate(zip(entries, planned, strict=True)):
+        if entry.offset != place.offset:
+            raise HeaderError(f"chunk {position} is said to begin at {entry.offset}, it begins at {place.offset}")
     return entries

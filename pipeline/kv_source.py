@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from indexers.sparse import SparseParts
     from pipeline.reader import ArchiveReader
+    from pipeline.recipe import Recipe
     from pipeline.segment import SegmentEncoder
     from videoxl2.kv import ChunkKV, KVLevel, PendingKV
 
@@ -269,6 +270,15 @@ def check_owner(file: DenseKVReader | TokensReader, fingerprint: str, segment: S
     ):
         if found != expected:
             raise StorageError(f"{kind} {file.path} has {name} {found}, the segment's row {expected}")
+
+
+def require_fingerprint(segment: SegmentRow, recipe: Recipe) -> None:
+    """Raise ``ModelMismatch`` for a segment of another recipe: its rows of sparse KV carry no fingerprint."""
+    if segment.fingerprint != recipe.fingerprint:
+        raise ModelMismatch(
+            f"segment {segment.segment_id} has fingerprint {segment.fingerprint[:12]}, "
+            f"the archive {recipe.fingerprint[:12]}"
+        )
 
 
 def read_dense_chunk(file: DenseKVReader, index: int) -> ChunkKV:

@@ -1,7 +1,7 @@
 """Is stored KV what the model makes of the video? Segments are prefilled again and compared; a certificate records it.
 
 Of a segment that keeps projected tokens these are compared as well; one that keeps nothing else is held to the KV that
-a question would make of them.
+a question would make of them. One that keeps neither (demoted, static or without room) is held to its sparse KV.
 
 Checksums prove that bytes are those that were written. This proves that they were the right ones: a chunk rotated,
 swapped or taken from elsewhere fails even when it is signed correctly. KV under a lossy codec is allowed what the codec
@@ -22,12 +22,19 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from indexers.errors import StoreError
-from indexers.records import SegmentRow, rows_of
+from indexers.records import SegmentRow, make_chunk_id, rows_of
 from indexers.sweep import KV_FOLDER
 from pipeline.errors import ArchiveError, EvidenceUnavailable, StorageError, UsageError
 from pipeline.kept_tokens import StoredTokens, kv_from_tokens
 from pipeline.kv_encoding import codec_settings
-from pipeline.kv_source import encode_segment, open_dense, open_tokens, read_dense_chunk, stored_sparse_chunk
+from pipeline.kv_source import (
+    encode_segment,
+    open_dense,
+    open_tokens,
+    read_dense_chunk,
+    require_fingerprint,
+    stored_sparse_chunk,
+)
 from pipeline.tiers import LOSSY_TIERS, tier_of
 
 if TYPE_CHECKING:
@@ -65,9 +72,9 @@ class SegmentVerdict:
 
     ``max_kv_diff`` and ``max_token_error`` are over the dense chunks: what the codec costs is in them.
     ``max_token_excess`` is the part beyond what the codec states; ``max_visual_error`` that of the worst projected
-    token where these are kept. ``codec`` is ``tokens`` where no more is kept. ``is_bit_exact`` says that every byte is
-    the one that this codec makes of recomputed KV; ``top1_agreement`` is the share of the probe's tokens that stored KV
-    would also have chosen.
+    token where these are kept. ``codec`` is ``tokens`` where no more is kept, ``none`` where only sparse KV is: the
+    figures are then over that. ``is_bit_exact`` says that every byte is the one that this codec makes of recomputed KV;
+    ``top1_agreement`` is the share of the probe's tokens that stored KV would also have chosen.
     """
 
     segment_id: str
@@ -158,6 +165,7 @@ def verify_segment(
 ) -> SegmentVerdict:
     """One segment: what is stored is read and checked first, so that damage is found even where the video is gone."""
     from videoxl2.errors import ModelError
+    from videoxl2.kv import sparsify
 
     verdict = SegmentVerdict(
         segment_id=segment.segment_id,
@@ -168,11 +176,12 @@ def verify_segment(
         status=FAILED,
     )
     try:
-        if not segment.file_paths:
-            return replace(verdict, status=NOT_VERIFIABLE, error="no dense KV of this segment is kept")
         tokens = _stored_tokens(reader, segment)
-        stored, codec = _stored_dense(reader, segment)
-        sparse_error = _sparse_error(reader, segment, stored, codec, tolerance)
+        if segment.file_paths:
+            stored, codec = _stored_dense(reader, segment)
+            sparse_error = _sparse_error(reader, segment, stored, codec, tolerance)
+        else:
+            stored, codec, sparse_error = _stored_sparse(reader, segment), None, None
         try:
             encoder = encode_segment(reader, segment.video_id, segment.segment_index)
             made = encoder.prefill()
@@ -180,6 +189,8 @@ def verify_segment(
             if sparse_error is not None:
                 return replace(verdict, error=sparse_error)
             return replace(verdict, status=NOT_VERIFIABLE, error=str(exc))
+        if not segment.file_paths:
+            made = tuple(sparsify(chunk, reader.manifest.recipe.compression) for chunk in made)
         has_gaps = len(stored) == len(made) and not all(chunk.groups for chunk in stored)
         if has_gaps:  # chunks that keep sparse KV only: of those there is nothing dense to compare
             stored = tuple(mine if mine.groups else theirs for mine, theirs in zip(stored, made, strict=True))
@@ -401,6 +412,25 @@ def _sparse_error(
     return None
 
 
+def _stored_sparse(reader: ArchiveReader, segment: SegmentRow) -> tuple[ChunkKV, ...]:
+    """A segment's sparse KV, each part checked.
+
+    Raises ``StorageError`` naming the chunk, ``CorruptKV``, and ``ModelMismatch`` where another recipe made it.
+    """
+    require_fingerprint(segment, reader.manifest.recipe)
+    rows = sorted(
+        rows_of(reader.store.chunks(segment_ids=[segment.segment_id])), key=lambda row: int(row["chunk_index"])
+    )
+    if [row["chunk_index"] for row in rows] != list(range(segment.num_chunks)):
+        raise StorageError(f"{len(rows)} rows of chunks for {segment.num_chunks} chunks of KV")
+    parts = reader.store.read_sparse([row["chunk_id"] for row in rows])
+    for row in rows:
+        if row["chunk_id"] not in parts:
+            raise StorageError(f"chunk {row['chunk_id']}: its sparse KV is not there")
+    compression = reader.manifest.recipe.compression
+    return tuple(stored_sparse_chunk(parts[row["chunk_id"]], row, compression) for row in rows)
+
+
 def _check_sparse(
     reader: ArchiveReader, segment: SegmentRow, dense: Sequence[ChunkKV], codec: CodecSettings | None, tolerance: float
 ) -> None:
@@ -411,20 +441,14 @@ def _check_sparse(
     from videoxl2.kv import sparsify
 
     compression = reader.manifest.recipe.compression
-    rows = sorted(
-        rows_of(reader.store.chunks(segment_ids=[segment.segment_id])), key=lambda row: int(row["chunk_index"])
-    )
-    if [row["chunk_index"] for row in rows] != list(range(len(dense))):
-        raise StorageError(f"{len(rows)} rows of chunks for {len(dense)} chunks of KV")
-    parts = reader.store.read_sparse([row["chunk_id"] for row in rows])
-    for row, chunk in zip(rows, dense, strict=True):
-        name = f"chunk {row['chunk_id']}"
-        if row["chunk_id"] not in parts:
-            raise StorageError(f"{name}: its sparse KV is not there")
+    found = _stored_sparse(reader, segment)
+    if len(found) != len(dense):
+        raise StorageError(f"{len(found)} chunks of sparse KV for {len(dense)} of dense")
+    for index, (stored, chunk) in enumerate(zip(found, dense, strict=True)):
         if not chunk.groups:
             continue
+        name = f"chunk {make_chunk_id(segment.segment_id, index)}"
         expected = sparsify(chunk, compression)
-        stored = stored_sparse_chunk(parts[row["chunk_id"]], row, compression)
         if stored.groups != expected.groups or stored.kv_LSKMDh.shape != expected.kv_LSKMDh.shape:
             raise StorageError(f"{name}: its sparse KV has other tokens than its dense KV")
         excess = pooled_excess(stored, expected, chunk, codec, compression)

@@ -26,6 +26,7 @@ from indexers.folder import Place
 from indexers.kv_file import DenseKVReader
 from pipeline.cost_log import Cost, CostPath, append_cost, host_name, read_costs
 from pipeline.errors import EvidenceUnavailable
+from pipeline.kv_source import require_fingerprint
 from pipeline.tiers import Tier, tier_of
 
 if TYPE_CHECKING:
@@ -135,6 +136,9 @@ class ReusePlan:
         self._reuse = reuse
         video_ids = {chunk.row["video_id"] for chunk in plan}
         self._segments = {segment.segment_id: segment for segment in reader.store.segments_of(video_ids)}
+        if reuse != "recompute":
+            for segment in self._segments.values():
+                require_fingerprint(segment, reader.manifest.recipe)
         self.chunks = list(plan) if reuse == "recompute" else [self._as_stored(chunk) for chunk in plan]
         self._bytes, self._frames = self._work()
         self._tokens = self._tokens_by_segment()

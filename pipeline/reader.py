@@ -19,9 +19,9 @@ from indexers.scope import ClockWindow, Scope
 from indexers.store import LanceStore
 from pipeline.config import Settings
 from pipeline.coverage import coverage_of
-from pipeline.errors import ConfigError, ModelMismatch, UsageError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.media import normalise_uri
-from pipeline.recipe import Manifest, read_manifest
+from pipeline.recipe import Manifest, read_manifest, require_checkpoint
 from pipeline.results import Coverage
 from pipeline.times import check_order, parse_time_range, parse_time_zone, to_utc
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint, weights_notice
@@ -99,18 +99,9 @@ class ArchiveReader:
 
     @cached_property
     def checkpoint(self) -> CheckpointInfo:
-        """The checkpoint that made the archive. Raises ``ModelMismatch`` when the one found has other weights."""
+        """The checkpoint that made the archive. Raises ``ModelMismatch`` when the one found is another in any way."""
         info = read_checkpoint_info(resolve_checkpoint(self.manifest.model))
-        recipe = self.manifest.recipe
-        for part, ours, theirs in (
-            ("model", recipe.weights_digest, info.weights_digest),
-            ("search encoder", recipe.encoder_digest, info.encoder_digest),
-        ):
-            if ours != theirs:
-                raise ModelMismatch(
-                    f"archive {self.folder.address()!r} was made with other weights of the {part} of "
-                    f"{self.manifest.model!r}: the archive has {str(ours)[:12]}, this machine {str(theirs)[:12]}"
-                )
+        require_checkpoint(self.manifest, info, self.folder.address())
         return info
 
     @property

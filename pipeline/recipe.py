@@ -1,13 +1,15 @@
 """The recipe an archive was made with, its fingerprint, and the refusal of anything made differently.
 
-Everything that changes the stored bytes is a field here: weights, architecture, preprocessing, sampling, prefill
-settings, KV layout and number type. The recipe lies in ``archive.json``; its digest, the fingerprint, is in every row
-and KV file. A difference is a ``ModelMismatch`` that names the field, never a silent reuse.
+Everything that changes the stored bytes is a field here: weights, tokenizer, architecture, preprocessing, sampling,
+prefill settings, KV layout and number type. The recipe lies in ``archive.json``; its digest, the fingerprint, is in
+every row and KV file. A difference is a ``ModelMismatch`` that names the field, never a silent reuse: writers, workers
+and readers all hold the checkpoint that they find, and this program, to the whole recipe.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import xxhash
@@ -32,7 +34,10 @@ PREPROCESSING = "pil-bicubic-square/v1"
 
 
 class Recipe(BaseModel):
-    """All that decides the bytes an archive holds."""
+    """All that decides the bytes an archive holds.
+
+    ``tokenizer_digest`` is None in archives made before it was recorded; they keep the fingerprint that they had.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +45,7 @@ class Recipe(BaseModel):
     kv_layout_version: int
     weights_digest: str
     encoder_digest: str | None
+    tokenizer_digest: str | None = None
     architecture: dict[str, Any]
     embedding_dim: int
     preprocessing: str
@@ -64,20 +70,31 @@ class Recipe(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Digest of every field, 32 hexadecimal characters."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(mode="json")
+        if self.tokenizer_digest is None:
+            del fields["tokenizer_digest"]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     def require_equal(self, found: Recipe, archive: str) -> None:
         """Raise ``ModelMismatch`` naming the first field in which ``found`` differs from this, the archive's recipe."""
-        ours, theirs = self.model_dump(mode="json"), found.model_dump(mode="json")
-        for name, value in ours.items():
-            if value != theirs[name]:
-                shown = ("", "") if isinstance(value, dict) and name == "architecture" else (value, theirs[name])
-                detail = f": the archive has {shown[0]!r}, this run {shown[1]!r}" if shown != ("", "") else ""
-                raise ModelMismatch(
-                    f"archive {archive!r} was made with another {name}{detail}; "
-                    "use the archive's own settings or a new archive"
-                )
+        if self.tokenizer_digest is None:  # not recorded
+            found = found.model_copy(update={"tokenizer_digest": None})
+        for name, ours, theirs in _differences(self.model_dump(mode="json"), found.model_dump(mode="json")):
+            raise ModelMismatch(
+                f"archive {archive!r} was made with another {name}: the archive has {ours!r}, this run {theirs!r}; "
+                "use the archive's own settings or a new archive"
+            )
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], parent: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name and both values of every field that differs."""
+    for name in dict.fromkeys((*ours, *theirs)):
+        left, right = ours.get(name), theirs.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from _differences(left, right, f"{parent}{name}.")
+        elif left != right:
+            yield f"{parent}{name}", left, right
 
 
 class Manifest(BaseModel):
@@ -108,6 +125,7 @@ def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> R
         kv_layout_version=KV_LAYOUT_VERSION,
         weights_digest=info.weights_digest,
         encoder_digest=info.encoder_digest,
+        tokenizer_digest=info.tokenizer_digest,
         architecture=json.loads(json.dumps(info.spec.to_dict())),
         embedding_dim=TextSpec.from_config(encoder).embedding_width,
         preprocessing=PREPROCESSING,
@@ -119,6 +137,24 @@ def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> R
         compression=settings.levels.compression,
         dtype=dtype,
     )
+
+
+def require_checkpoint(manifest: Manifest, info: CheckpointInfo, archive: str) -> None:
+    """Raise ``ModelMismatch`` unless this checkpoint, run by this program, would fill the archive with the same bytes.
+
+    Its weights, its tokenizer, what its configuration says, and how this program prepares pictures and lays out KV.
+    """
+    recipe = manifest.recipe
+    for part, ours, theirs in (
+        ("model", recipe.weights_digest, info.weights_digest),
+        ("search encoder", recipe.encoder_digest, info.encoder_digest),
+    ):
+        if ours != theirs:
+            raise ModelMismatch(
+                f"archive {archive!r} was made with other weights of the {part} of "
+                f"{manifest.model!r}: the archive has {str(ours)[:12]}, this machine {str(theirs)[:12]}"
+            )
+    recipe.require_equal(make_recipe(info, manifest.ingest, recipe.dtype), archive)
 
 
 def read_manifest(place: Place) -> Manifest | None:

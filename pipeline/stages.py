@@ -23,9 +23,9 @@ from indexers.staging import write_staged
 from indexers.sweep import STAGING_FOLDER
 from pipeline.config import Settings
 from pipeline.decode_worker import DecodeRequest, DecodeWorker, Finished, FrameBatch, Probed
-from pipeline.errors import ArchiveError, MediaError, StageError, StorageFull
+from pipeline.errors import ArchiveError, MediaError, ModelMismatch, StageError, StorageFull
 from pipeline.media import fetch_uri, scratch_folder
-from pipeline.recipe import Manifest, Recipe
+from pipeline.recipe import Manifest, Recipe, require_checkpoint
 from pipeline.segment import SegmentBuilder
 from pipeline.tasks import SegmentStaged, StageFailure, VideoDone, VideoProgress, VideoTask, WorkerEvent
 from pipeline.tiers import write_segment
@@ -201,7 +201,7 @@ class _LoadFailedError(Exception):
 def load_models(manifest: Manifest, settings: Settings) -> Models:
     """The archive's model and image encoder on the worker's device.
 
-    Raises ``ModelError``, or ``StageError`` where the weights are not those the run was started with.
+    Raises ``ModelError``, or ``StageError`` where the checkpoint is not the one that the run was started with.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads must not spin beside the decoder
     import torch
@@ -214,8 +214,10 @@ def load_models(manifest: Manifest, settings: Settings) -> Models:
     recipe, name = manifest.recipe, manifest.model
     dtype = getattr(torch, recipe.dtype)
     model = VideoXL2.from_pretrained(name, device=settings.device, dtype=dtype)
-    if model.info.weights_digest != recipe.weights_digest:
-        raise StageError("setup", f"model {name!r} has other weights here than where the run was started")
+    try:
+        require_checkpoint(manifest, model.info, "of this run")
+    except ModelMismatch as exc:
+        raise StageError("setup", f"model {name!r} is another here than where the run was started: {exc}") from exc
     image_encoder = ImageEncoder.from_pretrained(name, device=settings.device, dtype=dtype)
     if image_encoder.image_size != recipe.embed_image_size:
         raise StageError(

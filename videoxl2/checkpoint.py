@@ -30,13 +30,15 @@ class CheckpointInfo:
     """A checkpoint as its folder describes it.
 
     ``weights_digest`` is the xxh3-128 of the model's weight files in name order; ``encoder_digest`` that of the dual
-    encoder's, or None where the folder has no dual encoder. ``card`` is ``card.json``, empty where there is none.
+    encoder's, or None where the folder has no dual encoder; ``tokenizer_digest`` that of ``tokenizer.json``, or None
+    without one. ``card`` is ``card.json``, empty where there is none.
     """
 
     folder: Path
     spec: ModelSpec
     weights_digest: str
     encoder_digest: str | None
+    tokenizer_digest: str | None
     is_trained: bool
     card: dict[str, Any]
 
@@ -93,12 +95,13 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
     spec = ModelSpec.from_config(read_config(folder))
     card_path = folder / "card.json"
     card = dict(json.loads(card_path.read_text(encoding="utf-8"))) if card_path.is_file() else {}
-    encoder = folder / "dual_encoder"
+    encoder, tokenizer = folder / "dual_encoder", folder / "tokenizer.json"
     return CheckpointInfo(
         folder=folder,
         spec=spec,
         weights_digest=digest_weights(folder),
         encoder_digest=digest_weights(encoder) if encoder.is_dir() else None,
+        tokenizer_digest=xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) if tokenizer.is_file() else None,
         is_trained=card.get("weights", "trained") != "random",
         card=card,
     )

@@ -34,6 +34,22 @@ from videoxl2.token_choice import likeliest
 
 STEPS = 24
 QUESTIONS = 4
+"""Suffixes of random words; the random models know no others."""
+ASKED = (
+    "What happens in this video?",
+    "How many people are there?",
+    "How many cars are there?",
+    "What colour is the car?",
+    "Is there a person?",
+    "Does a person leave a bag?",
+    "What is on the left?",
+    "When does a car appear?",
+    "Does anything move?",
+    "Which way does the car drive?",
+    "Is there a car at second 20?",
+    "What is in the middle of the picture?",
+)
+"""What the trained model is asked; its answers end where it ends them."""
 CHUNK_8B = (28, 2, 4, 6 * 150, 128)
 """A chunk of the published model: six frame groups of 144 visual tokens and a timestamp."""
 GROUPINGS = [Grouping(axis, size) for axis in ("channel", "token") for size in (16, 32, 64, 128)]  # type: ignore[arg-type]
@@ -61,6 +77,10 @@ def main() -> None:
             f"{row['subject']:<21} {row['codec']:<6} {row['bits']:>10.2f} {row['of_bf16']:>8.1%} {row['error']:>14.2e} "
             f"{row['logit_diff']:>11.3g} {row['logit_std']:>10.3g} {row['agreement']:>17.1%}"
         )
+    document["answers"] = answer_rows(tiny, subjects[0][2])
+    print(f"\n{len(ASKED)} questions to tiny: codec, logit diff, tokens that agree, whole answers that agree")
+    for row in document["answers"]:
+        print(f"{row['codec']:<6} {row['logit_diff']:.3g} {row['token_agreement']:.1%} {row['answer_agreement']:.1%}")
     document["speed"] = speed_rows(arguments.rounds)
     print("\nspeed on one chunk of the 8B shape, bfloat16, GB of bfloat16 per second: median (least to most)")
     for row in document["speed"]:
@@ -165,7 +185,7 @@ def print_groupings(rows: Sequence[dict[str, Any]]) -> None:
 
 def codec_rows(subject: str, model: VideoXL2, chunks: Sequence[ChunkKV]) -> list[dict[str, Any]]:
     rows = []
-    references = [answer(model, chunks, question, None) for question in range(QUESTIONS)]
+    references = [answer(model, chunks, random_words(question), None) for question in range(QUESTIONS)]
     for codec in KVCodec:
         settings = CodecSettings(codec)
         lossy = [coded(chunk, settings) for chunk in chunks]
@@ -175,7 +195,7 @@ def codec_rows(subject: str, model: VideoXL2, chunks: Sequence[ChunkKV]) -> list
         norm = sum(float(chunk.kv_LSKMDh.double().square().sum()) for chunk in chunks)
         diff, agreeing, stds = 0.0, 0, []
         for question, (expected, tokens) in enumerate(references):
-            logits, _ = answer(model, lossy, question, tokens)
+            logits, _ = answer(model, lossy, random_words(question), tokens)
             diff = max(diff, float((logits - expected).abs().max()))
             agreeing += int((logits.argmax(dim=-1) == torch.tensor(tokens)).sum())
             stds.append(float(expected.std()))
@@ -196,18 +216,50 @@ def codec_rows(subject: str, model: VideoXL2, chunks: Sequence[ChunkKV]) -> list
     return rows
 
 
+def answer_rows(model: VideoXL2, chunks: Sequence[ChunkKV]) -> list[dict[str, Any]]:
+    """Real questions over each codec's KV, the exact answer's tokens forced: which of them would have been chosen."""
+    suffixes = [model.tokenizer.prompt_parts(question)[1] for question in ASKED]
+    ends = model.tokenizer.eos_ids
+    references = [answer(model, chunks, suffix, None, ends) for suffix in suffixes]
+    rows = []
+    for codec in KVCodec:
+        lossy = [coded(chunk, CodecSettings(codec)) for chunk in chunks]
+        diff, agreeing = 0.0, []
+        for suffix, (expected, tokens) in zip(suffixes, references, strict=True):
+            logits, _ = answer(model, lossy, suffix, tokens, ends)
+            diff = max(diff, float((logits - expected).abs().max()))
+            agreeing.append(logits.argmax(dim=-1) == torch.tensor(tokens))
+        rows.append(
+            {
+                "codec": codec.value,
+                "questions": len(ASKED),
+                "logit_diff": diff,
+                "token_agreement": float(torch.cat(agreeing).double().mean()),
+                "answer_agreement": statistics.mean(float(same.all()) for same in agreeing),
+            }
+        )
+    return rows
+
+
 def coded(chunk: ChunkKV, settings: CodecSettings) -> ChunkKV:
     kv = chunk.kv_LSKMDh
     lossy = decode_kv(encode_kv(kv, settings), tuple(kv.shape), str(kv.dtype).removeprefix("torch."), settings)
     return ChunkKV(lossy, chunk.groups, KVLevel.DENSE)
 
 
+def random_words(question: int) -> list[int]:
+    """A suffix that means nothing."""
+    return torch.randint(0, 500, (12,), generator=torch.Generator().manual_seed(question)).tolist()
+
+
 def answer(
-    model: VideoXL2, chunks: Sequence[ChunkKV], question: int, forced: Sequence[int] | None
+    model: VideoXL2,
+    chunks: Sequence[ChunkKV],
+    suffix_ids: Sequence[int],
+    forced: Sequence[int] | None,
+    ends: Sequence[int] = (),
 ) -> tuple[torch.Tensor, list[int]]:
     """Logits of every step [steps, V] and its tokens: the likeliest, or those forced."""
-    generator = torch.Generator().manual_seed(question)
-    suffix_ids = torch.randint(0, 500, (12,), generator=generator).tolist()
     logits: list[torch.Tensor] = []
     tokens: list[int] = []
 
@@ -217,7 +269,7 @@ def answer(
         return tokens[-1]
 
     cache = assemble_cache(model, chunks)
-    for _ in generate(model, cache, suffix_ids, STEPS, choose=choose):
+    for _ in generate(model, cache, suffix_ids, STEPS, ends, choose=choose):
         pass
     return torch.stack(logits), tokens
 

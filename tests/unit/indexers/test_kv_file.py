@@ -194,7 +194,7 @@ def test_an_unknown_dtype_is_refused() -> None:
 INT8 = KVEncoding("int8", StepGroup("channel", 64), StepGroup("token", 16))
 
 
-def raw_file(chunks: list[bytes], **changes: Any) -> bytes:
+def raw_file(chunks: list[bytes], /, **changes: Any) -> bytes:
     """A KV file put together here from the document, not by the writer; format 1 unless ``changes`` say otherwise."""
     offsets = [4096 * (1 + sum(-(-len(c) // 4096) for c in chunks[:number])) for number in range(len(chunks))]
     groups = [[[2, 4], [3, 4]], [[2, 4]]]
@@ -252,6 +252,12 @@ def test_a_file_of_format_1_is_read(path: Path) -> None:
             {"format": 2, "codec": "int8", "codec_parameters": INT8.parameters},
             "chunk 0 has 13312 bytes, its tokens make 8512",
         ),
+        ({"file_bytes": None}, "file_bytes"),
+        ({"video_id": None}, "do not make sense: KeyError 'video_id'"),
+        ({"layers": "two"}, "do not make sense: ValueError layers, kv_heads"),
+        ({"dtype": "float8"}, "unknown KV dtype 'float8'"),
+        ({"format": 2, "codec_parameters": []}, "do not make sense"),
+        ({"chunks": [{"groups": [[2, 4]]}]}, "do not make sense: KeyError 'offset'"),
     ],
 )
 def test_a_header_that_cannot_be_is_refused_by_the_name_of_its_field(
@@ -260,6 +266,21 @@ def test_a_header_that_cannot_be_is_refused_by_the_name_of_its_field(
     path.parent.mkdir()
     path.write_bytes(raw_file(payloads(), **changes))
     with pytest.raises(CorruptKV, match=words):
+        DenseKVReader(path)
+
+
+@pytest.mark.parametrize("moved", [-4096, 4096, 1])
+def test_chunks_that_do_not_follow_each_other_are_refused(path: Path, moved: int) -> None:
+    """Signed as it is: the place of a chunk follows from the lengths, and another one is nobody's."""
+    path.parent.mkdir()
+    path.write_bytes(raw_file(payloads()))
+    with DenseKVReader(path) as reader:
+        first, second = reader.entries
+        (groups, later), chunks = HEADER.chunk_groups, []
+    for entry, of in ((first, groups), (second._replace(offset=second.offset + moved), later)):
+        chunks.append({**entry._asdict(), "tokens": sum(map(sum, of)), "groups": of})
+    path.write_bytes(raw_file(payloads(), chunks=chunks))
+    with pytest.raises(CorruptKV, match=f"chunk 1 is said to begin at {second.offset + moved}"):
         DenseKVReader(path)
 
 

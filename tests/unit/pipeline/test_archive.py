@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,42 @@ def test_an_archive_of_other_weights_is_refused(tmp_path: Path) -> None:
         write_manifest(folder, Manifest(model="tiny", recipe=tiny_recipe(**{field: "0" * 32})))
         with pytest.raises(ModelMismatch, match="other weights"):
             Archive(folder).search("car").run()
+
+
+def test_a_checkpoint_that_changed_beside_its_weights_is_refused_by_the_name_of_the_field(tmp_path: Path) -> None:
+    """Asking used to compare weights only: KV was served to a model of another rotation and to other token ids."""
+    from pipeline.config import IngestSettings
+    from pipeline.recipe import Manifest, make_recipe, write_manifest
+    from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
+
+    model, folder = tmp_path / "model", make_archive(tmp_path / "a")
+    shutil.copytree(resolve_checkpoint("tiny"), model)
+    recipe = make_recipe(read_checkpoint_info(model), IngestSettings(), "float32")
+    write_manifest(folder, Manifest(model=str(model), recipe=recipe))
+    Archive(folder).search("car").run()
+    config, tokenizer = (model / name for name in ("config.json", "tokenizer.json"))
+    for path, old, new, field in (
+        (config, '"rope_theta": 1000000.0', '"rope_theta": 10000.0', "architecture.language.rope_theta"),
+        (config, '"mm_spatial_pool_mode": "average"', '"mm_spatial_pool_mode": "max"', "architecture.pool_mode"),
+        (tokenizer, '"version":"1.0"', '"version": "1.0"', "tokenizer_digest"),
+    ):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ModelMismatch, match=f"another {field}"):
+            Archive(folder).search("car").run()
+        with pytest.raises(ModelMismatch, match=f"another {field}"):
+            Archive(folder).ask("what?")
+        path.write_text(text)
+
+
+def test_a_program_that_lays_out_kv_in_another_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_archive(tmp_path / "a")
+    for name, other, field in (("KV_LAYOUT_VERSION", 99, "kv_layout_version"), ("PREPROCESSING", "x", "preprocessing")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pipeline.recipe.{name}", other)
+            with pytest.raises(ModelMismatch, match=f"another {field}"):
+                Archive(folder).search("car").run()
 
 
 def test_a_stream_ends_with_the_answer_and_raises_what_asking_raises(archive: Archive) -> None:

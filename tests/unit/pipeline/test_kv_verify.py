@@ -185,7 +185,18 @@ def row(reader: ArchiveReader, **changes: Any) -> SegmentRow:
     return replace(reader.store.segments_of()[0], **changes)
 
 
-def test_a_segment_without_dense_kv_is_not_verifiable(reader: ArchiveReader, model: VideoXL2) -> None:
+def test_a_segment_of_sparse_kv_only_is_read_before_its_video_is_missed(
+    reader: ArchiveReader, model: VideoXL2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = verify_segment(reader, model, row(reader, kv_path=None), "file:///a.mp4", 1e-3)
+    assert (verdict.status, verdict.ok, verdict.codec) == (FAILED, False, "none")
+    assert "has fingerprint" in str(verdict.error)
+    monkeypatch.setattr(type(reader.manifest.recipe), "fingerprint", row(reader).fingerprint)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(reader.store), "read_sparse", lambda *_: {})
+        verdict = verify_segment(reader, model, row(reader, kv_path=None), "file:///a.mp4", 1e-3)
+    assert verdict.status == FAILED and "sparse KV is not there" in str(verdict.error)
+    monkeypatch.setattr(kv_verify, "_stored_sparse", lambda *_: (chunk(),))
     verdict = verify_segment(reader, model, row(reader, kv_path=None), "file:///a.mp4", 1e-3)
     assert (verdict.status, verdict.ok, verdict.uri) == (NOT_VERIFIABLE, False, "file:///a.mp4")
 

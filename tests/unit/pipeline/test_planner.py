@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from indexers.testing import make_video
 from pipeline import cost_log
+from pipeline.ask import PlannedChunk
+from pipeline.config import Settings
 from pipeline.cost_log import COST_LOG, Cost, CostPath, append_cost, read_costs
-from pipeline.planner import Forecast, forecast, planner_accuracy
+from pipeline.errors import ModelMismatch
+from pipeline.planner import Forecast, ReusePlan, forecast, planner_accuracy
+from pipeline.reader import ArchiveReader
+from pipeline.recipe import Manifest, write_manifest
+from tests.unit.pipeline.samples import make_archive, tiny_recipe
+from videoxl2.kv import KVLevel
 
 
 def cost(path: CostPath, seconds: float, *, num_bytes: int = 0, frames: int = 0, segments: int = 1) -> Cost:
@@ -107,3 +115,16 @@ def test_accuracy_is_the_median_factor_of_what_was_predicted(tmp_path: Path) -> 
         fields = {"host": "h", "device": "cpu", "path": "reload", "bytes": 1, "frames": 1, "segments": 1}
         append_cost(tmp_path, Cost(**fields, actual_s=1.0, predicted_reload_s=predicted))  # type: ignore[arg-type]
     assert planner_accuracy(tmp_path)["reload"] == {"asks": 3, "median_error": 2.0}
+
+
+@pytest.mark.parametrize("reuse", ["auto", "reload"])
+def test_rows_of_another_fingerprint_are_refused_where_only_sparse_kv_is_read(tmp_path: Path, reuse: str) -> None:
+    """A KV file carries a fingerprint of its own; rows of sparse KV have their segment's, which nobody looked at."""
+    recipe = tiny_recipe()
+    folder = make_archive(tmp_path / "a", [make_video("a", fingerprint=recipe.fingerprint)])
+    write_manifest(folder, Manifest(model="tiny", recipe=recipe.model_copy(update={"fps": 2.0})))
+    reader = ArchiveReader(folder, Settings())
+    rows = reader.store.chunks().to_pylist()
+    plan = [PlannedChunk(row=row, score=0.0, level=KVLevel.SPARSE, best_group_id="") for row in rows]
+    with pytest.raises(ModelMismatch, match=f"segment {rows[0]['segment_id']} has fingerprint"):
+        ReusePlan(reader, plan, reuse)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from indexers import container
 from indexers.records import SCHEMA_VERSION
@@ -74,6 +75,15 @@ def test_fingerprints_of_all_differences_differ() -> None:
     prints = [recipe_of(document).fingerprint for _, document in FLIPPED]
     assert len({*prints, RECIPE.fingerprint}) == len(FLIPPED) + 1
     assert all(len(text) == 32 for text in prints)
+
+
+def test_an_archive_made_before_the_tokenizer_was_recorded_keeps_its_fingerprint() -> None:
+    old = RECIPE.model_copy(update={"tokenizer_digest": None})
+    fields = {name: value for name, value in RECIPE.model_dump(mode="json").items() if name != "tokenizer_digest"}
+    assert Recipe.model_validate(fields) == old
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert old.fingerprint == xxhash.xxh3_128_hexdigest(text.encode())
+    old.require_equal(RECIPE, "a")
 
 
 def test_both_values_are_shown() -> None:
