@@ -1,6 +1,6 @@
 """Where a checkpoint lies and what it says about itself. No torch, no weights in memory.
 
-Owns the folder layout (``config.json``, ``model.safetensors`` or shards with an index, ``tokenizer.json``,
+Owns the folder layout (``config.json``, ``model.safetensors`` or shards with an index, the tokenizer's files,
 ``card.json``, ``dual_encoder/``), the digest of the weight files and the reading of their headers into numpy arrays.
 """
 
@@ -30,8 +30,8 @@ class CheckpointInfo:
     """A checkpoint as its folder describes it.
 
     ``weights_digest`` is the xxh3-128 of the model's weight files in name order; ``encoder_digest`` that of the dual
-    encoder's, or None where the folder has no dual encoder; ``tokenizer_digest`` that of ``tokenizer.json``, or None
-    without one. ``card`` is ``card.json``, empty where there is none.
+    encoder's, or None where the folder has no dual encoder; ``tokenizer_digest`` that of the files of the tokenizer
+    that is read, or None without one. ``card`` is ``card.json``, empty where there is none.
     """
 
     folder: Path
@@ -95,13 +95,13 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
     spec = ModelSpec.from_config(read_config(folder))
     card_path = folder / "card.json"
     card = dict(json.loads(card_path.read_text(encoding="utf-8"))) if card_path.is_file() else {}
-    encoder, tokenizer = folder / "dual_encoder", folder / "tokenizer.json"
+    encoder = folder / "dual_encoder"
     return CheckpointInfo(
         folder=folder,
         spec=spec,
         weights_digest=digest_weights(folder),
         encoder_digest=digest_weights(encoder) if encoder.is_dir() else None,
-        tokenizer_digest=xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) if tokenizer.is_file() else None,
+        tokenizer_digest=_digest_tokenizer(folder),
         is_trained=card.get("weights", "trained") != "random",
         card=card,
     )
@@ -113,6 +113,23 @@ def weights_notice(info: CheckpointInfo) -> str | None:
         limits = info.card.get("notice")
         return None if limits is None else f"model {info.name!r}: {limits}"
     return f"model {info.name!r} has random weights: answers and text search carry no meaning yet"
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that its tokenizer is read from; empty where it has none."""
+    if (folder / "tokenizer.json").is_file():
+        return [folder / "tokenizer.json"]
+    older = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"))
+    return [path for path in older if path.is_file()]
+
+
+def _digest_tokenizer(folder: Path) -> str | None:
+    digest, files = xxhash.xxh3_128(), tokenizer_files(folder)
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name}\n{len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest() if files else None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from videoxl2.checkpoint import resolve_checkpoint
+from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
 from videoxl2.errors import ModelError
 from videoxl2.tokenizer import Tokenizer
 
@@ -75,3 +76,17 @@ def test_absent_things_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read the tokenizer"):
         Tokenizer(tmp_path)
+
+
+def test_the_digest_of_a_tokenizer_is_of_the_files_it_is_read_from(tmp_path: Path) -> None:
+    tiny = resolve_checkpoint("tiny")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny / name, tmp_path)
+    assert read_checkpoint_info(tmp_path).tokenizer_digest is None
+    digests = set()
+    for name, text in (("vocab.json", "{}"), ("merges.txt", ""), ("merges.txt", "a b"), ("tokenizer.json", "{}")):
+        (tmp_path / name).write_text(text)
+        digests.add(read_checkpoint_info(tmp_path).tokenizer_digest)
+    (tmp_path / "merges.txt").write_text("c d")  # beside tokenizer.json nobody reads it
+    assert read_checkpoint_info(tmp_path).tokenizer_digest in digests
+    assert len(digests) == 4
