@@ -61,7 +61,7 @@ DEFAULTS: Mapping[str, TrainSettings] = {
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
     "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12)),
-    "instruction": LanguageSettings(groups=(4, 8, 14, 20, 30, 45), samples=3, questions=16, pooled=0.5),
+    "instruction": LanguageSettings(groups=(4, 8, 15, 25, 36, 75, 150), samples=3, questions=20, pooled=0.4),
 }
 """How long stretches are (in frame groups) and which share of samples has pooled chunks."""
 
