@@ -50,9 +50,12 @@ class SegmentEncoder:
     """
 
     def __init__(self, model: VideoXL2, recipe: Recipe) -> None:
+        from videoxl2.upload import FrameUploads
+
         self._model = model
         self._recipe = recipe
         self._visual: list[Tensor] = []
+        self._uploads = FrameUploads(model.device)
         self.times_s: list[float] = []
 
     @property
@@ -67,9 +70,13 @@ class SegmentEncoder:
 
     def add_visual(self, batch: FrameBatch, on_features: Callable[[Tensor], None] | None = None) -> None:
         """Encode one batch of frames; ``on_features`` gets the tower's features on the way."""
-        pixels_F3SS = frames_to_pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
+        pixels_F3SS = self.pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
         self._visual.append(self._model.encode_frames(pixels_F3SS, on_features=on_features))
         self.times_s.extend(batch.times_s)
+
+    def pixels(self, frames_u8_FHWC: np.ndarray, image_size: int) -> Tensor:
+        """Pixels of frames on the model's device; uploaded while the model works on the batch before."""
+        return frames_to_pixels(frames_u8_FHWC, image_size, self._uploads.bring)
 
     @property
     def visual_GPD(self) -> Tensor:
@@ -108,7 +115,7 @@ class SegmentBuilder:
         self._facts = facts
         self.task = task
         self.segment_index = segment_index
-        self._vectors: list[np.ndarray] = []
+        self._vectors: list[Tensor] = []
         self._motion: list[float] = []
         self._thumbnails: list[bytes | None] = []
 
@@ -133,12 +140,13 @@ class SegmentBuilder:
         else:
             self._encoder.add_visual(batch)
             frames = batch.pixels_u8_FHWC if batch.embed_u8_FHWC is None else batch.embed_u8_FHWC
-            self._keep(self._image_encoder.embed(frames_to_pixels(frames, self._image_encoder.image_size)))
+            self._keep(self._image_encoder.embed(self._encoder.pixels(frames, self._image_encoder.image_size)))
         self._motion.extend(batch.motion)
         self._thumbnails.extend(batch.thumbnails)
 
     def _keep(self, vectors_FE: Tensor) -> None:
-        self._vectors.append(vectors_FE.float().cpu().numpy())
+        """Left where they are: fetching them now would make the host wait for every batch."""
+        self._vectors.append(vectors_FE.float())
 
     def finish(self) -> Segment:
         """Prefill the segment and reduce frames to frame groups."""
@@ -149,7 +157,7 @@ class SegmentBuilder:
         chunks = self._encoder.prefill()
         wait_for(chunks[-1].kv_LSKMDh)
         prefill_s = time.perf_counter() - started
-        vectors_FE = np.concatenate(self._vectors)
+        vectors_FE = np.concatenate([vectors.cpu().numpy() for vectors in self._vectors])
         starts = range(0, self.num_frames, size)
         return Segment(
             recipe=self._recipe,

@@ -21,6 +21,7 @@ from videoxl2.prefill import PrefillResult, prefill
 from videoxl2.preprocess import frames_to_pixels
 from videoxl2.relevance import AskedModel, AttentionRelevance, Relevance
 from videoxl2.selection import PublishedSelection
+from videoxl2.upload import FrameUploads
 
 ChatMode: TypeAlias = Literal["plain", "chunked", "bilevel"]
 Selection: TypeAlias = PublishedSelection | Relevance | Sequence[int]
@@ -62,9 +63,10 @@ def index_frames(
     """The KV of a video: resize, encode in batches, prefill. Raises ``ContextOverflow`` where it does not fit."""
     per_group = model.spec.frames_per_group
     visual_GPD = model.empty_tokens(-(-len(video.times_s) // per_group))
+    uploads = FrameUploads(visual_GPD.device)
     for group in range(0, len(visual_GPD), _BATCH_GROUPS):
         frames = video.frames_FHW3[group * per_group : (group + _BATCH_GROUPS) * per_group]
-        pixels_F3SS = frames_to_pixels(frames, model.spec.vision.image_size)
+        pixels_F3SS = frames_to_pixels(frames, model.spec.vision.image_size, uploads.bring)
         visual_GPD[group : group + _BATCH_GROUPS] = model.encode_frames(pixels_F3SS)
     return prefill(model, visual_GPD, list(video.times_s)[::per_group], settings, chunk_groups)
 

@@ -119,7 +119,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
+            raise ModelError(f"cannot read {index}: {problem}") from problem
         files = sorted(folder / shard for shard in shards)
         if absent := [path.name for path in files if not path.is_file()]:
             raise ModelError(f"{folder} lacks the weight files {', '.join(absent)} that its index names")

@@ -19,6 +19,7 @@ from videoxl2.attention import AttentionBackend, BiasReuse, attend
 from videoxl2.config import LanguageSpec
 from videoxl2.kv import KVCache
 from videoxl2.rotary import RotaryTable
+from videoxl2.upload import put, put_numbers
 
 
 class LayerAttention(Protocol):
@@ -128,7 +129,8 @@ class QwenDecoder(nn.Module):
 
     def embed(self, ids: list[int] | tuple[int, ...] | Tensor) -> Tensor:
         """Token embeddings [..., D] of ids."""
-        return self.embed_tokens(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+        ids_T = put(ids, self.device) if isinstance(ids, Tensor) else put_numbers(ids, self.device)
+        return self.embed_tokens(ids_T.to(torch.long))
 
     def rotary(self, start: int, end: int) -> RotaryTable:
         """The rotation of positions [start, end)."""

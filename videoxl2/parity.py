@@ -27,7 +27,7 @@ from videoxl2.decode import assemble_cache, generate, published_dense_chunks
 from videoxl2.dts import reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import ChunkKV, rechunk, sparsify
-from videoxl2.layout import plan_chunks
+from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.prefill import (
     MaskedPrefill,
     PrefillResult,
@@ -43,9 +43,6 @@ from videoxl2.vision import resize_grid
 
 _PREPROCESSED_SIDE = 384
 """The side that the published preprocessing resizes to, whatever a recording's tower takes."""
-
-_KEPT_ENDS = 24
-"""Entries that ``sampling.json`` keeps at each end of a long list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,6 @@ class Comparison:
     def __init__(self, recording: Recording, tolerances: Tolerances | None = None) -> None:
         self.recording = recording
         self.tolerances = tolerances or recording.tolerances
-        self.layout = recording.layout
 
     @torch.no_grad()
     def run(self) -> ParityReport:
@@ -119,8 +115,11 @@ class Comparison:
             "bilevel.prefill": self.unrotated_keys(),
             **{f"bilevel.{selection.name}": self.bilevel(selection) for selection in recording.selections},
         }
-        stages = [stage for name, family in families.items() for stage in _guarded(name, family)]
-        for name in sorted(set(recording.tensors) - recording.used):
+        empty = {name for name, tensor in recording.tensors.items() if not tensor.numel()}
+        ran = [stage for name, family in families.items() for stage in _guarded(name, family)]
+        stages = [stage for stage in ran if stage.name not in empty]
+        stages += [Stage(name, None, 0.0, "nothing is recorded: the tensor is empty") for name in sorted(empty)]
+        for name in sorted(set(recording.tensors) - recording.used - empty):
             stages.append(Stage(name, None, 0.0, "unknown tensor: no stage that ran computes it"))
         return ParityReport(tuple(stages))
 
@@ -130,7 +129,7 @@ class Comparison:
         if not path.is_file():
             return
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        for variant, drop_remainder in (("pure", True), ("w_chunk", False)):
+        for variant, drop_remainder in (("pure", True), ("w_chunk", False), ("w_chunk_bilevel", False)):
             cases = [case for case in recorded["cases"] if variant in case]
             if cases:
                 wrong = sum(not _same_sampling(case, case[variant], drop_remainder) for case in cases)
@@ -150,17 +149,21 @@ class Comparison:
 
     def inputs(self) -> Iterator[Stage]:
         """Prompt ids, timestamp text, spans and positions."""
-        recording, layout = self.recording, self.layout
-        described = recording.field("inputs")
-        sentinel = recording.field("token_ids", "image_sentinel")
+        recording = self.recording
         if (expected := recording.get("prompt_ids")) is not None:
+            sentinel = recording.field("token_ids", "image_sentinel")
             found = [*recording.prefix_ids, sentinel, *recording.suffix_ids]
             yield _mismatches("prompt_ids", found, expected.tolist())
-        ids = recording.layout_ids(recording.group_times_s)
-        yield _mismatches("time_embedding_ids", ids, recording.need("time_embedding_ids").tolist())
+        if (expected := recording.get("time_embedding_ids")) is not None:
+            ids = recording.layout_ids(recording.group_times_s)
+            yield _mismatches("time_embedding_ids", ids, expected.tolist())
+        described = recording.config.get("inputs")
+        if described is None:
+            return
         if "timestamps_s" in described:
             every = recording.model.spec.frames_per_group
             yield _mismatches("group_timestamps_s", described["timestamps_s"][::every], recording.group_times_s)
+        layout = self.layout
         facts = {
             "group_spans": [[span.start, span.time_end, span.end] for span in layout.spans],
             "visual_start": layout.visual_start,
@@ -307,6 +310,11 @@ class Comparison:
         yield from self._answer(name, pieces)
 
     @functools.cached_property
+    def layout(self) -> TokenLayout:
+        """The prompt's layout; a recording of vision alone need not describe one."""
+        return self.recording.layout
+
+    @functools.cached_property
     def pixels(self) -> Tensor:
         """The main clip's pixels in the model's dtype; they may be recorded in a shorter one."""
         return self.recording.need("pixels").to(self.recording.model.dtype)
@@ -341,7 +349,8 @@ class Comparison:
     @property
     def _limit(self) -> int:
         """Room for the recorded run, whatever the checkpoint's position limit is."""
-        longest = max((t.shape[0] for name, t in self.recording.tensors.items() if "greedy_tokens" in name), default=0)
+        steps = (t for name, t in self.recording.tensors.items() if name.endswith(("greedy_tokens", "step_logits")))
+        longest = max((len(recorded) for recorded in steps), default=0)
         return self.layout.length + len(self.recording.suffix_ids) + longest + 1
 
     @functools.cache  # noqa: B019 - a comparison lives as long as its one run
@@ -446,4 +455,9 @@ def _same_sampling(case: dict[str, Any], recorded: dict[str, Any], drop_remainde
 
 
 def _abbreviated(values: list[Any], recorded: list[Any]) -> list[Any]:
-    return [*values[:_KEPT_ENDS], "...", *values[-_KEPT_ENDS:]] if "..." in recorded else values
+    """As many entries at either end as a long list was recorded with, around ``"..."``."""
+    if "..." not in recorded:
+        return values
+    head = recorded.index("...")
+    tail = len(recorded) - head - 1
+    return [*values[:head], "...", *values[len(values) - tail :]]

@@ -24,12 +24,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts, lower_right_mask
+from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
+from videoxl2.upload import put, put_numbers
 
 PASS_TOKENS = 2048
 """As many whole blocks go through the layers together as reach so many tokens (four of the published model's).
@@ -168,10 +169,12 @@ def prefill_pieces(
 
 def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: VisualTokens, first: int, end: int) -> Tensor:
     """Input embeddings [T, D] of the groups [first, end): each group's timestamp text, then its visual tokens."""
+    time_ids = layout.time_ids[first:end]
+    times_TD = decoder.embed(list(itertools.chain(*time_ids)))  # all of them at once: one upload
     pieces: list[Tensor] = []
-    for group in range(first, end):
-        pieces.append(decoder.embed(layout.time_ids[group]))
-        pieces.append(visual_GPD[group].to(device=decoder.device, dtype=decoder.dtype))
+    for group, time_TD in enumerate(times_TD.split([len(ids) for ids in time_ids]), start=first):
+        pieces.append(time_TD)
+        pieces.append(put(visual_GPD[group], decoder.device).to(decoder.dtype))
     return torch.cat(pieces)
 
 
@@ -341,20 +344,26 @@ class _SegmentAttention:
     ) -> None:
         """Let tokens of ``blocks`` see no group before their window's first but by its timestamp."""
         device, start, prefix = self._cache.device, self._start, layout.visual_start
-        limited: list[int] = []
+        windowed = [(block, first) for block, first in zip(blocks, windows, strict=True) if first > 0]
+        num_causal = len(blocks) - len(windowed)
+        self._num_causal = layout.spans[blocks[num_causal - 1][1] - 1].end - start if num_causal else 0
+        limited: list[list[int]] = []
         full_view: list[int] = []
-        num_causal = 0
-        for (first, end), window_first in zip(blocks, windows, strict=True):
-            block_start, block_stop = layout.token_span(first, end)
-            if window_first == 0:
-                num_causal = block_stop - start
-                continue
+        for (first, end), _ in windowed:
             times = layout.time_positions(first, end) if settings.mode == "chunked" else []
-            rows = sorted(set(range(block_start, block_stop)).difference(times))
+            limited.append(sorted(set(range(*layout.token_span(first, end))).difference(times)))
+            full_view += times
+        kept = layout.time_positions(blocks[0][0], blocks[-1][1])
+        sizes = [*map(len, limited), len(full_view), len(kept)]
+        *limited_T, full_view_T, kept_T = put_numbers([*itertools.chain(*limited), *full_view, *kept], device).split(
+            sizes
+        )
+        num_rows = 0
+        for ((_, end), window_first), rows_T in zip(windowed, limited_T, strict=True):
             time_first = 0
             if settings.mode == "bounded" and settings.timestamp_groups is not None:
                 time_first = max(0, window_first - settings.timestamp_groups)
-            window = (layout.spans[window_first].start, block_stop)
+            window = (layout.spans[window_first].start, layout.spans[end - 1].end)
             time_span = (prefix + layout.num_time_tokens(time_first), prefix + layout.num_time_tokens(window_first))
             if not self._blocks:
                 self._common = time_span[1]
@@ -362,19 +371,18 @@ class _SegmentAttention:
                 self._common = 0
             self._blocks.append(
                 _BlockRows(
-                    rows=(len(limited), len(limited) + len(rows)),
+                    rows=(num_rows, num_rows + len(rows_T)),
                     seen=[(0, time_span[1])] if time_first == 0 else [(0, prefix), time_span],
                     window=window,
-                    mask_TM=torch.arange(*window, device=device) <= torch.tensor(rows, device=device)[:, None],
+                    mask_TM=torch.arange(*window, device=device) <= rows_T[:, None],
                 )
             )
-            limited += rows
-            full_view += times
-        self._summary_T = torch.tensor(layout.time_positions(blocks[0][0], blocks[-1][1]), device=device) - start
-        self._num_causal = num_causal
-        self._limited_T = torch.tensor(limited, dtype=torch.long, device=device) - start
+            num_rows += len(rows_T)
+        self._summary_T = kept_T - start
+        if windowed:
+            self._limited_T = torch.cat(limited_T) - start
         if full_view:
-            self._full_view_T = torch.tensor(full_view, device=device) - start
+            self._full_view_T = full_view_T - start
             self._full_view_mask_TO = torch.arange(self._stop - start, device=device) <= self._full_view_T[:, None]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
@@ -495,30 +503,39 @@ def prefill_masked(
 
 
 def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:
-    """Boolean [M, M], True where row i may see column j: the published rules (section 4.1) or our bounded ones.
+    """Boolean [M, M], True where row i may see column j, of a video and ``num_suffix`` tokens behind it.
 
     Reference only.
     """
-    M = layout.length + num_suffix
-    causal_MM = lower_right_mask(M, M)
+    tokens_M = torch.arange(layout.length + num_suffix)
+    return visible(layout, tokens_M, tokens_M, settings)
+
+
+def visible(layout: TokenLayout, rows_T: Tensor, columns_M: Tensor, settings: PrefillSettings) -> Tensor:
+    """Boolean [T, M], True where row t may see column m: the published rules (section 4.1) or our bounded ones.
+
+    Rows and columns are tokens of the sequence by number; numbers behind the layout's are a suffix.
+    """
+    causal_TM = columns_M <= rows_T[:, None]
     if settings.mode == "plain":
-        return causal_MM
-    block_M, group_M = torch.full((M,), -1), torch.full((M,), -1)
-    is_time_M = torch.zeros(M, dtype=torch.bool)
-    for group, span in enumerate(layout.spans):
-        block_M[span.start : span.end] = group // settings.block_groups
-        group_M[span.start : span.end] = group
-        is_time_M[span.start : span.time_end] = True
-    is_video_M = block_M >= 0
-    is_prefix_M = torch.arange(M) < layout.visual_start
-    distance_MM = block_M[:, None] - block_M[None, :]
-    in_window_MM = is_video_M[:, None] & is_video_M[None, :] & (distance_MM <= settings.previous_blocks)
-    sees_all_M = ~is_video_M if settings.mode == "bounded" else ~is_video_M | is_time_M
-    sees_time_MM = is_time_M.expand(M, M)
+        return causal_TM
+    num_tokens = int(torch.cat((rows_T, columns_M)).max()) + 1 if len(rows_T) + len(columns_M) else 0
+    block, group = torch.full((2, max(num_tokens, layout.length)), -1)
+    is_time = torch.zeros(len(block), dtype=torch.bool)
+    for number, span in enumerate(layout.spans):
+        block[span.start : span.end] = number // settings.block_groups
+        group[span.start : span.end] = number
+        is_time[span.start : span.time_end] = True
+    block_T, block_M, is_time_M = block[rows_T], block[columns_M], is_time[columns_M]
+    is_video_T = block_T >= 0
+    in_window_TM = is_video_T[:, None] & (block_M >= block_T[:, None] - settings.previous_blocks) & (block_M >= 0)
+    sees_all_T = ~is_video_T if settings.mode == "bounded" else ~is_video_T | is_time[rows_T]
+    sees_time_TM = is_time_M.expand(causal_TM.shape)
     if settings.mode == "bounded" and settings.timestamp_groups is not None:
-        window_first_M = (block_M - settings.previous_blocks).clamp(min=0) * settings.block_groups
-        sees_time_MM = is_time_M & (group_M >= window_first_M[:, None] - settings.timestamp_groups)
-    return causal_MM & (is_prefix_M | sees_time_MM | sees_all_M[:, None] | in_window_MM)
+        window_first_T = (block_T - settings.previous_blocks).clamp(min=0) * settings.block_groups
+        sees_time_TM = is_time_M & (group[columns_M] >= window_first_T[:, None] - settings.timestamp_groups)
+    is_prefix_M = columns_M < layout.visual_start
+    return causal_TM & (is_prefix_M | sees_time_TM | sees_all_T[:, None] | in_window_TM)
 
 
 class _MaskedAttention:

@@ -9,6 +9,7 @@ Shapes: B batch, T tokens of a pass, M tokens of all questions so far, N query h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Generator, Sequence
 
 import torch
@@ -20,7 +21,8 @@ from videoxl2.kv import KVCache
 from videoxl2.language import CachedAttention, LayerAttention, QwenDecoder
 from videoxl2.prefill import PrefillModel
 from videoxl2.rotary import RotaryTable
-from videoxl2.token_choice import likeliest
+from videoxl2.token_choice import TokenChoice, likeliest
+from videoxl2.upload import put_numbers
 
 
 @torch.no_grad()
@@ -51,9 +53,9 @@ def generate_batch(
         for _ in range(max_new_tokens if suffixes else 0):
             hidden_BD = _extend(decoder, cache, video, owners, lengths, pending)
             logits_BV = decoder.logits(hidden_BD)
+            tokens = _choose(logits_BV, tuple(pending), choices)
             asked, pending = tuple(pending), {}
-            for question, logits_V in zip(asked, logits_BV, strict=True):
-                token = (choices[question] if choices is not None else likeliest)(logits_V)
+            for question, logits_V, token in zip(asked, logits_BV, tokens, strict=True):
                 if token in eos_ids:
                     continue
                 pending[question] = (token,)
@@ -88,8 +90,18 @@ def _extend(
         attention = _SharedAttention(decoder, cache, video, owners, positions)
     hidden_BTD = decoder.run(embeds_TD[None], attention)
     cache.advance(end)
-    counts = torch.tensor([len(ids) for ids in pending.values()], device=decoder.device)
-    return hidden_BTD[0, counts.cumsum(dim=0) - 1]
+    ends = itertools.accumulate(len(ids) for ids in pending.values())
+    return hidden_BTD[0].index_select(0, put_numbers([end - 1 for end in ends], decoder.device))
+
+
+def _choose(logits_BV: Tensor, asked: Sequence[int], choices: Sequence[Callable[[Tensor], int]] | None) -> list[int]:
+    """The next token of each question. The likeliest are found together, so that the host waits once, not for each."""
+    wanted = [likeliest if choices is None else choices[question] for question in asked]
+    if all(choose is likeliest or (isinstance(choose, TokenChoice) and choose.is_greedy) for choose in wanted):
+        found: list[int] = logits_BV.argmax(dim=-1).tolist()
+        return found
+    logits_BV = logits_BV.to("cpu")
+    return [choose(logits_V) for choose, logits_V in zip(wanted, logits_BV, strict=True)]
 
 
 class _SharedAttention:
@@ -100,9 +112,9 @@ class _SharedAttention:
     ) -> None:
         self._cache, self._video, self._start, self._end = cache, video, cache.length, video + len(owners)
         device, count = cache.device, len(positions)
-        positions_T = torch.tensor(positions, device=device)
+        positions_T = put_numbers(positions, device)
         self._rotary = RotaryTable(positions_T, decoder.spec.head_dim, decoder.spec.rope_theta, decoder.dtype)
-        owners_M = torch.tensor(owners, device=device)
+        owners_M = put_numbers(owners, device)
         same_TM = owners_M[-count:, None] == owners_M[None, :]
         earlier_TM = torch.ones_like(same_TM).tril_(len(owners) - count)
         self._mask_TM = same_TM & earlier_TM

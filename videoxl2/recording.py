@@ -85,10 +85,7 @@ class Recording:
             raise RecordingError(f"{folder}/config.json has dtype {config['dtype']!r}, which torch does not know")
         with torch.device("meta"):
             model = VideoXL2(spec)
-        try:
-            load_weights(model, folder / "weights.safetensors", video_table(spec), device="cpu", dtype=dtype)
-        except SafetensorError as problem:
-            raise RecordingError(f"cannot read {folder}/weights.safetensors: {problem}") from problem
+        load_weights(model, folder / "weights.safetensors", video_table(spec), device="cpu", dtype=dtype)
         model.language.tie_head()
         return cls(folder, config, tensors, model.eval())
 
@@ -132,13 +129,19 @@ class Recording:
 
     @property
     def group_times_s(self) -> list[float]:
+        """The time of each group's first frame, taken from those of all frames where it is not recorded by itself."""
+        described = self.field("inputs")
+        if "group_timestamps_s" not in described and "timestamps_s" in described:
+            return [float(t_s) for t_s in described["timestamps_s"][:: self.model.spec.frames_per_group]]
         return [float(t_s) for t_s in self.field("inputs", "group_timestamps_s")]
 
     @property
     def layout(self) -> TokenLayout:
-        """The prompt's layout, from the recorded run of timestamps and placeholders."""
+        """The prompt's layout, from the recorded run of timestamps and placeholders; without one, from the times."""
         placeholder = int(self.field("token_ids", "visual_placeholder"))
-        time_ids = group_time_ids(self.need("time_embedding_ids").tolist(), placeholder)
+        recorded = self.get("time_embedding_ids")
+        ids = self.layout_ids(self.group_times_s) if recorded is None else recorded.tolist()
+        time_ids = group_time_ids(ids, placeholder)
         return TokenLayout.build(self.prefix_ids, time_ids, self.model.spec.tokens_per_group)
 
     def settings(self, mode: str) -> PrefillSettings:
@@ -170,6 +173,8 @@ class Recording:
                 raise RecordingError(
                     f"a selection of {self.folder}/config.json has no {missing.args[0]!r}"
                 ) from missing
+            except (TypeError, ValueError) as unfit:
+                raise RecordingError(f"a selection of {self.folder}/config.json has another form: {unfit}") from unfit
         return found
 
     def timestamp_ids(self, t_s: float) -> list[int]:

@@ -22,6 +22,7 @@ from videoxl2.decode import assemble_cache
 from videoxl2.kv import ChunkKV, KVCache
 from videoxl2.language import CachedAttention, QwenDecoder
 from videoxl2.prefill import PrefillModel
+from videoxl2.upload import put_numbers
 
 
 class QuestionTokenizer(Protocol):
@@ -137,7 +138,7 @@ def question_attention(
     attention = _MassAttention(decoder, cache, end, chosen, lengths, cache.length - sum(lengths))
     decoder.run(decoder.embed(suffix_ids)[None], attention)
     mass_ANTC = torch.stack(attention.masses)
-    lengths_C = torch.tensor(lengths, device=mass_ANTC.device)
+    lengths_C = put_numbers(lengths, mass_ANTC.device)
     uniform = mass_ANTC.sum(dim=-1, keepdim=True).clamp_min(1e-30) / lengths_C.sum()
     return mass_ANTC / lengths_C.clamp_min(1) / uniform
 
@@ -225,8 +226,8 @@ class _MassAttention(CachedAttention):
     ) -> None:
         super().__init__(decoder, cache, end)
         self._layers, self._num_chunks, self._first = layers, len(lengths), video_start
-        counts = torch.tensor(lengths, device=cache.device)
-        self._chunk_of_M = torch.repeat_interleave(torch.arange(len(lengths), device=cache.device), counts)
+        chunk_of = [chunk for chunk, length in enumerate(lengths) for _ in range(length)]
+        self._chunk_of_M = put_numbers(chunk_of, cache.device)
         self.masses: list[Tensor] = []
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:

@@ -107,9 +107,13 @@ def read_selection_file(path: Path | str, benchmark: str | None = None) -> Selec
 
 def _read_category(path: Path, category: str, entry: Any) -> dict[str, PublishedSelection]:
     try:
-        chunk_groups = int(entry["config"]["selected_chunk_size"])
-        compression = int(entry["config"]["compression"])
-        listed = {str(key): tuple(map(int, units)) for key, units in entry["selected_unit_indices"].items()}
+        chunk_groups = _whole(entry["config"]["selected_chunk_size"])
+        compression = _whole(entry["config"]["compression"])
+        listed = {
+            str(key): tuple(map(_whole, _listed(units)))
+            for key, units in entry["selected_unit_indices"].items()
+            if units is not None  # like a question without an entry
+        }
     except KeyError as missing:
         raise ModelError(f"category {category!r} of {path} has no {missing.args[0]!r}") from missing
     except (TypeError, ValueError, AttributeError) as unfit:
@@ -117,3 +121,16 @@ def _read_category(path: Path, category: str, entry: Any) -> dict[str, Published
     if chunk_groups < 1 or compression < 1:
         raise ModelError(f"category {category!r} of {path} has a chunk size or compression below 1")
     return {key: PublishedSelection(category, units, chunk_groups, compression) for key, units in listed.items()}
+
+
+def _whole(value: Any) -> int:
+    """Nothing is rounded or read out of a text: another number would choose another chunk."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of units, groups or tokens")
+    return value
+
+
+def _listed(units: Any) -> list[Any]:
+    if not isinstance(units, list):
+        raise TypeError(f"{units!r} is no list of units")
+    return units

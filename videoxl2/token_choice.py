@@ -26,9 +26,14 @@ class TokenChoice:
         self._temperature, self._top_p = settings.temperature, settings.top_p
         self._generator = torch.Generator().manual_seed(settings.seed)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the likeliest, whatever was drawn before."""
+        return self._temperature == 0
+
     def __call__(self, logits_V: Tensor) -> int:
         """The next token of the answer; each call draws once from the seeded generator."""
-        if self._temperature == 0:
+        if self.is_greedy:
             return likeliest(logits_V)
         tempered_V = logits_V.detach().to("cpu", torch.float64)
         probabilities_V = ((tempered_V - tempered_V.max()) / self._temperature).softmax(dim=-1)

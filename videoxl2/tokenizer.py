@@ -14,27 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from videoxl2.errors import ModelError
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _END = "<|im_end|>"
 _ENDS = (_END, "<|endoftext|>")
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Where Qwen2's tokenizer cuts text before it merges bytes; every digit stands alone. A ``tokenizer.json`` has it."""
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint folder: its ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``.
 
     ``encode`` never adds special tokens; special strings that are written in the text become their ids. A question in
     ``prompt_parts`` is the user's text: special strings in it stay plain text.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(f"{folder} holds no tokenizer.json")
         self._folder = Path(folder)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer = _read_tokenizer(self._folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
@@ -97,3 +99,50 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """``tokenizer.json``, or where a checkpoint was saved without it the byte-level BPE of the older files."""
+    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.is_file():
+            return tokenizers.Tokenizer.from_file(str(whole))
+        if not (vocab.is_file() and merges.is_file()):
+            raise ModelError(f"{folder} holds no tokenizer.json, and not both vocab.json and merges.txt")
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        added = _added_tokens(folder)
+    except ModelError:
+        raise
+    except Exception as problem:  # the library raises nothing more exact
+        raise ModelError(f"cannot read the tokenizer of {folder}: {problem}") from problem
+    for token, description in sorted(added.items()):
+        tokenizer.add_tokens([description])
+        if tokenizer.token_to_id(description.content) != token:
+            raise ModelError(f"added token {description.content!r} of {folder} cannot have the id {token}")
+    return tokenizer
+
+
+def _added_tokens(folder: Path) -> dict[int, tokenizers.AddedToken]:
+    """Tokens beside the vocabulary by id: of ``tokenizer_config.json``, else of ``added_tokens.json``."""
+    settings, older = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    described: dict[str, Any] = {}
+    if settings.is_file():
+        described = json.loads(settings.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+    if not described and older.is_file():
+        named: dict[str, int] = json.loads(older.read_text(encoding="utf-8"))
+        described = {str(token): {"content": text, "special": text.startswith("<|")} for text, token in named.items()}
+    fields = ("single_word", "lstrip", "rstrip", "special")
+    return {
+        int(token): tokenizers.AddedToken(
+            entry["content"], normalized=entry.get("normalized", False), **{f: bool(entry.get(f)) for f in fields}
+        )
+        for token, entry in described.items()
+    }

@@ -1,4 +1,6 @@
-"""From a buffer that a file is read into to the device that uses the bytes: pinned memory, uploads beside reading.
+"""From main memory to the device that uses the bytes: pinned memory, uploads beside other work, no waiting host.
+
+``put`` is for what is small, ``FrameUploads`` for the pictures of a video, ``Uploads`` for files.
 
 One ``Uploads`` belongs to one reading thread. On a GPU its buffers are pinned and used in turn: while one is uploaded,
 by a stream of its own, the next is read into. A buffer is given out again only when its upload has ended. On the CPU
@@ -7,7 +9,7 @@ there is one buffer and nothing to upload.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -19,6 +21,21 @@ _NUM_PINNED = 2
 
 Place = Callable[[Tensor], None]
 """What is done with the bytes (uint8, flat) on the device: they are of no use to it afterwards."""
+
+
+def put(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; on a GPU what comes from main memory is queued, and the host does not wait for it.
+
+    Pinned memory is torch's to keep until the copy has been made, so nothing has to be held.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def put_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers (token ids, positions) as a tensor on the device, without waiting; see ``put``."""
+    return put(torch.tensor(numbers, dtype=torch.long), device)
 
 
 class Arrival(Protocol):
@@ -76,6 +93,10 @@ class Cuda:
     def upload(self, raw_B: Tensor, device: torch.device) -> Tensor:
         """A copy on the device, queued and not waited for."""
         return raw_B.to(device, non_blocking=True)
+
+    def lend(self, tensor: Tensor, device: torch.device) -> None:
+        """Memory of another stream is used by this thread's: it is given out again only when this use has ended."""
+        tensor.record_stream(torch.cuda.current_stream(device))
 
     def mark(self, device: torch.device) -> Any:
         """An event at the end of what this thread has queued so far."""
@@ -138,3 +159,41 @@ class CudaUploads:
             arrival = CudaArrival(self._cuda, self._cuda.mark(self._device), self._device)
         self._arrivals[self._turn] = arrival
         return arrival
+
+
+class FrameUploads:
+    """Batches of pictures on their way to the model: while it works on one, the next is uploaded by a stream beside it.
+
+    There are two pinned buffers, used in turn. Before one is filled again the work on its last batch must have ended,
+    so that a host that decodes faster than the model computes waits here, and memory does not grow. It belongs to one
+    thread. Without a GPU there is nothing to do.
+    """
+
+    def __init__(self, device: torch.device, cuda: Cuda | None = None) -> None:
+        self._device = device
+        self._cuda = cuda if cuda is not None or device.type != "cuda" else Cuda()
+        self._stream = None if self._cuda is None else self._cuda.new_stream(device)
+        self._buffers: list[Tensor | None] = [None] * _NUM_PINNED
+        self._used: list[Any] = [None] * _NUM_PINNED
+        self._turn: int | None = None
+
+    def bring(self, frames_u8: Tensor) -> Tensor:
+        """The bytes on the device, for work that this thread queues from here on; the caller's may change at once."""
+        if self._cuda is None or frames_u8.device.type != "cpu":  # nothing to upload
+            return frames_u8.to(self._device)
+        if self._turn is not None:  # everything queued until now may look at the batch before
+            self._used[self._turn] = self._cuda.mark(self._device)
+        self._turn = 0 if self._turn is None else (self._turn + 1) % _NUM_PINNED
+        if self._used[self._turn] is not None:
+            self._cuda.wait(self._used[self._turn])
+        buffer, num_bytes = self._buffers[self._turn], frames_u8.numel()
+        if buffer is None or buffer.numel() < num_bytes:
+            buffer = self._buffers[self._turn] = self._cuda.pinned(num_bytes)
+        raw_B = buffer[:num_bytes]
+        raw_B.copy_(frames_u8.reshape(-1))
+        with self._cuda.on(self._stream):
+            on_device_B = self._cuda.upload(raw_B, self._device)
+            arrived = self._cuda.mark(self._device)
+        self._cuda.after(arrived, self._device)
+        self._cuda.lend(on_device_B, self._device)
+        return on_device_B.view(frames_u8.shape)

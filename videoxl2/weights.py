@@ -6,19 +6,21 @@ ignored on purpose. Shapes are the published ones throughout, so a rename is all
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from videoxl2.checkpoint import weight_files
 from videoxl2.config import ModelSpec
-from videoxl2.errors import CheckpointMismatch
+from videoxl2.errors import CheckpointMismatch, ModelError
 
 _TOWER = "model.vision_tower.vision_tower.vision_model"
 
@@ -99,13 +101,14 @@ def load_weights(
     """Fill ``module`` (built on the meta device) from a folder's safetensors files or one file, a tensor at a time.
 
     Every parameter must be there in its shape and every key must be known or ignored; otherwise ``CheckpointMismatch``
-    lists all that differs, before anything is read. Parameters come out frozen, on ``device``, in ``dtype``.
+    lists all that differs, before anything is read. A file that cannot be read is a ``ModelError``. Parameters come
+    out frozen, on ``device``, in ``dtype``.
     """
     files = [Path(folder)] if Path(folder).is_file() else weight_files(Path(folder))
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     plan = _plan_reading(files, table, shapes, str(folder))
     for path, keys in plan.items():
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with _opened(path, str(device)) as file:
             for key, name in keys.items():
                 tensor = file.get_tensor(key).to(dtype)
                 owner, _, leaf = name.rpartition(".")
@@ -131,7 +134,7 @@ def _plan_reading(
     misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     found: set[str] = set()
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path, "cpu") as file:
             for key in file.keys():  # noqa: SIM118
                 try:
                     name = table.from_published(key)
@@ -140,7 +143,7 @@ def _plan_reading(
                     continue
                 if name is None:
                     continue
-                if name not in shapes:
+                if name not in shapes or name in found:  # a key that lies in two files is one too many
                     surplus.append(key)
                     continue
                 found.add(name)
@@ -152,6 +155,15 @@ def _plan_reading(
     if missing or surplus or misshaped:
         raise CheckpointMismatch(folder, missing, surplus, misshaped)
     return plan
+
+
+@contextlib.contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
+    except SafetensorError as problem:
+        raise ModelError(f"cannot read {path}: {problem}") from problem
 
 
 def _replace_prefix(name: str, pairs: Sequence[tuple[str, str]]) -> str:

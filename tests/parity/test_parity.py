@@ -16,9 +16,12 @@ from torch import Tensor
 from jobs.cli import main
 from tests.parity.conftest import GOLDEN_FOLDER
 from tests.parity.recorder import Plan, record
+from tests.parity.recorder import spec as recorder_spec
 from videoxl2.errors import CheckpointMismatch
-from videoxl2.parity import ParityReport, compare_recording
-from videoxl2.recording import RecordingError
+from videoxl2.model import VideoXL2
+from videoxl2.parity import Comparison, ParityReport, compare_recording
+from videoxl2.recording import Recording, RecordingError, Tolerances
+from videoxl2.sampling import published_frame_indices
 
 PLANS = {
     "ragged": Plan(),
@@ -137,10 +140,45 @@ def test_a_selection_without_tensors_is_missing(copied: Path) -> None:
     assert failed(compare_recording(copied)) == {"bilevel.one"}
 
 
-def test_an_absent_stage_is_not_run(copied: Path) -> None:
-    rewrite_tensors(copied, lambda tensors: tensors.pop("full.suffix_logits"))
+def test_absent_stages_are_not_run(copied: Path) -> None:
+    """What is left is computed all the same: steps without tokens, times without ids."""
+    absent = ("full.suffix_logits", "full.greedy_tokens", "chunk.greedy_tokens", "time_embedding_ids")
+
+    def drop(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name in absent or name.startswith("bilevel.")]:
+            del tensors[name]
+
+    def change(config: dict[str, Any]) -> None:
+        config["bilevel_selections"] = []
+        del config["inputs"]["group_timestamps_s"]
+
+    rewrite_tensors(copied, drop)
+    rewrite_config(copied, change)
     report = compare_recording(copied)
-    assert report.ok and "full.suffix_logits" not in {stage.name for stage in report.stages}
+    names = {stage.name for stage in report.stages}
+    assert not failed(report) and report.ok and not names & set(absent)
+    assert {"full.step_logits", "chunk.step_logits", "layout.group_spans", "group_timestamps_s"} <= names
+
+
+def test_vision_alone_can_be_recorded(copied: Path) -> None:
+    kept = ("pixels", "vit_out", "interp_out_slice", "dts_out", "pooled_visual_tokens")
+
+    def drop(tensors: dict[str, Tensor]) -> None:
+        for name in set(tensors).difference(kept):
+            del tensors[name]
+
+    def change(config: dict[str, Any]) -> None:
+        for name in ("inputs", "prefill", "bilevel_selections"):
+            del config[name]
+
+    rewrite_tensors(copied, drop)
+    rewrite_config(copied, change)
+    report = compare_recording(copied)
+    assert report.ok and {stage.name for stage in report.stages} == set(kept[1:])
+
+    rewrite_tensors(copied, lambda tensors: tensors.update({"dts_out": torch.zeros(96, 0, 8, 8)}))
+    (stage,) = (stage for stage in compare_recording(copied).stages if not stage.ok)
+    assert stage.name == "dts_out" and "empty" in stage.problem
 
 
 def test_facts_of_the_configuration_are_compared(copied: Path) -> None:
@@ -185,6 +223,30 @@ def test_folders_that_are_no_recording(tmp_path: Path, copied: Path) -> None:
     (copied / "tensors.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RecordingError, match="cannot read"):
         compare_recording(copied)
+
+
+def test_a_selection_of_another_form_is_named(copied: Path) -> None:
+    rewrite_config(copied, lambda config: config["bilevel_selections"][0].update(selected_chunk_size="all"))
+    with pytest.raises(RecordingError, match=r"a selection of .* has another form: .*'all'"):
+        compare_recording(copied)
+
+
+@pytest.mark.parametrize(("variant", "kept"), [("w_chunk", 3), ("w_chunk_bilevel", 7)])
+def test_sampling_of_every_variant_is_compared(ragged: Path, variant: str, kept: int) -> None:
+    """Long lists are recorded by as many entries at their ends as the recording likes."""
+    indices, times_s = published_frame_indices(3000, 25.0, 100)
+    ends = {
+        name: [*values[:kept], "...", *values[-kept:]]
+        for name, values in (("frame_idx", indices), ("timestamps", times_s))
+    }
+    case: dict[str, Any] = {"total_frames": 3000, "video_fps": 25.0, "max_frames_num": 100, "fps": 1, "max_fps": 4}
+    comparison = Comparison(Recording(ragged, {}, {}, VideoXL2(recorder_spec())), Tolerances(0, 0, 0))
+    for wrong in (0, 1):
+        ends["frame_idx"][-1] += wrong
+        document = {"cases": [{**case, variant: {"n": len(indices), **ends}}]}
+        (ragged / "sampling.json").write_text(json.dumps(document))
+        assert [(s.name, s.max_abs_diff) for s in comparison.sampling()] == [(f"sampling.{variant}", wrong)]
+    (ragged / "sampling.json").unlink()
 
 
 def test_weights_of_another_model_are_listed(copied: Path) -> None:

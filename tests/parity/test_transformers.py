@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
@@ -30,6 +35,7 @@ from videoxl2.dual_encoder import DualEncoder, ImageEncoder, ImageTower
 from videoxl2.kv import KVCache
 from videoxl2.language import QwenDecoder
 from videoxl2.text_tower import TextEncoder, TextSpec
+from videoxl2.tokenizer import Tokenizer
 from videoxl2.vision import SiglipEncoder
 from videoxl2.weights import DUAL_ENCODER_TABLE, IMAGE_TOWER_TABLE, load_weights
 
@@ -204,3 +210,46 @@ def test_decoder(
         hidden = [decoder.extend(cache, decoder.embed(piece)) for piece in ids[0].split(pieces)]
         assert max_difference(decoder.logits(torch.cat(hidden)), expected[0]) <= TRANSFORMERS * scale
         assert cache.length == length
+
+
+ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<|vision_pad|>")
+ALPHABET = "aA 'tsréüé1239\n\r\t.:,?<|>東京 e\u0301"
+
+
+def write_vocabulary(folder: Path) -> int:
+    """A small byte-level BPE in Qwen2's older files; the number of its tokens without the added ones."""
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    text = "Time 12.3s: A red car stops, don't it?\n\n What's   there? 東京 über naïve"
+    raw.train_from_iterator([text] * 20, trainer)
+    raw.model.save(str(folder))
+    return int(raw.get_vocab_size())
+
+
+def test_the_older_tokenizer_files_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    """``vocab.json`` and ``merges.txt`` without ``tokenizer.json``, with the added tokens described in either way."""
+    size = write_vocabulary(tmp_path)
+    described = {
+        str(size + place): {
+            "content": text,
+            "special": text.startswith("<|"),
+            **dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False),
+        }
+        for place, text in enumerate(ADDED)
+    }
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": described, "eos_token": "<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = Tokenizer(tmp_path), Qwen2Tokenizer.from_pretrained(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({text: size + n for n, text in enumerate(ADDED)}))
+    older = Tokenizer(tmp_path)
+    draw = random.Random(0)
+    for _ in range(200):
+        text = "".join(draw.choices(ALPHABET, k=draw.randrange(30)))
+        text += draw.choice(("", draw.choice(ADDED) + "x"))
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == older.encode(text) == expected, text
+    assert ours.eos_ids == older.eos_ids == (size, size + 2)

@@ -12,7 +12,7 @@ from typing import Literal
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-NUM_LAYOUTS: dict[Split, int] = {"train": 24, "validation": 6, "test": 12}
+NUM_LAYOUTS: dict[Split, int] = {"train": 1000, "validation": 6, "test": 12}
 _NUM_BUCKETS = 10
 
 

@@ -25,12 +25,12 @@ from videoxl2.attention import BiasReuse, attend
 from videoxl2.config import PrefillSettings
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import visibility_mask
 from videoxl2.rotary import RotaryTable
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.dialogues import CachedClip, Stretch, StretchSettings, questions_about, random_stretch
 from videoxl2.training.questions import QA
 from videoxl2.training.replicas import batch_number
+from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHUNK_GROUPS, _COMPRESSION = 6, 4
@@ -51,20 +51,34 @@ class LanguageSettings:
     long_answer_weight: float = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Pooling:
+    """Entries of a cache as weighted sums of tokens: of ``token_CJ``, the first of them where the entry stands."""
+
+    token_CJ: Tensor
+    weight_CJ: Tensor
+
+    def __call__(self, x_BKMDh: Tensor) -> Tensor:
+        """Keys or values [B, K, C, Dh] of the cache."""
+        index = self.token_CJ.flatten().to(x_BKMDh.device)
+        parts = x_BKMDh.index_select(2, index).unflatten(2, self.token_CJ.shape)
+        return (parts * self.weight_CJ.to(parts)[..., None]).sum(dim=3)
+
+
 @dataclass(frozen=True)
 class Dialogue:
     """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
     weighs it. ``owner_T`` is the question that a token belongs to.
 
-    ``prefill_position_M`` are the video's positions while it is prefilled; ``pool_CM`` makes the cache from its tokens
-    (rows of ones and of quarters); ``cache_position_C`` and ``position_T`` are positions while questions are asked.
+    ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``pool`` makes
+    the cache from its tokens; ``cache_position_C`` and ``position_T`` are positions while questions are asked.
     """
 
     layout: TokenLayout
     visual_GPD: Tensor
-    mask_MM: Tensor
+    tiles: VideoTiles
     prefill_position_M: Tensor
-    pool_CM: Tensor | None
+    pool: Pooling | None
     cache_position_C: Tensor
     token_T: Tensor
     position_T: Tensor
@@ -94,7 +108,8 @@ def make_dialogue(
         for cut in rng.choice(starts, int(rng.integers(1, 4))):
             gaps[cut:] += int(rng.integers(0, total // 3 + 1))
     positions_M = np.arange(M) + gaps
-    pool_CM, kept = _pooling(layout, rng) if rng.random() < settings.pooled else (None, np.arange(M))
+    pool = _random_pooling(layout, rng) if rng.random() < settings.pooled else None
+    kept = np.arange(M) if pool is None else pool.token_CJ[:, 0].numpy()
     cache_positions = np.arange(len(kept)) + (gaps[kept] if rng.random() < 0.5 else 0)
     next_position = int(cache_positions[-1]) + 1
     tokens: list[int] = []
@@ -119,9 +134,9 @@ def make_dialogue(
     return Dialogue(
         layout,
         torch.from_numpy(np.ascontiguousarray(stretch.visual_GPD)).float(),
-        visibility_mask(layout, 0, PrefillSettings()),
+        tile_video(layout, PrefillSettings()),
         torch.from_numpy(positions_M),
-        pool_CM,
+        pool,
         torch.from_numpy(cache_positions),
         torch.tensor(tokens),
         torch.tensor(positions),
@@ -132,23 +147,27 @@ def make_dialogue(
     )
 
 
-def _pooling(layout: TokenLayout, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-    """The matrix from tokens to cache entries for random levels, and for each entry the token it begins at."""
+def _random_pooling(layout: TokenLayout, rng: np.random.Generator) -> Pooling:
+    """Random levels: every chunk stays dense or is pooled as ``sparsify`` does."""
     chunks = plan_chunks(layout.num_groups, _CHUNK_GROUPS)
     share = rng.uniform(0.2, 1.0)
     is_dense = [rng.random() < share or number in (0, len(chunks) - 1) for number in range(len(chunks))]
     if rng.random() < 0.15:
         is_dense = [False] * len(chunks)
-    runs: list[tuple[int, int]] = [(i, 1) for i in range(layout.visual_start)]
+    starts, lengths = [torch.arange(layout.visual_start)], [torch.ones(layout.visual_start)]
     for (first, end), dense in zip(chunks, is_dense, strict=True):
+        step = 1 if dense else _COMPRESSION
         for span in layout.spans[first:end]:
-            runs += [(i, 1) for i in range(span.start, span.time_end)]
-            step = 1 if dense else _COMPRESSION
-            runs += [(i, step) for i in range(span.time_end, span.end - step + 1, step)]
-    matrix = torch.zeros(len(runs), layout.length)
-    for row, (start, length) in enumerate(runs):
-        matrix[row, start : start + length] = 1.0 / length
-    return matrix, np.array([start for start, _ in runs])
+            time, visual = (
+                torch.arange(span.start, span.time_end),
+                torch.arange(span.time_end, span.end - step + 1, step),
+            )
+            starts += [time, visual]
+            lengths += [torch.ones(len(time)), torch.full((len(visual),), float(step))]
+    start_C, length_C = torch.cat(starts), torch.cat(lengths)
+    part_CJ = torch.arange(_COMPRESSION) * (length_C[:, None] > 1)
+    weight_CJ = (torch.arange(_COMPRESSION) < length_C[:, None]) / length_C[:, None]
+    return Pooling(start_C[:, None] + part_CJ, weight_CJ)
 
 
 class DialogueAttention:
@@ -164,21 +183,20 @@ class DialogueAttention:
         self._prefill = table(dialogue.prefill_position_M)
         self._cache = table(dialogue.cache_position_C)
         self._asked = table(dialogue.position_T)
-        self._pool_CM = None if dialogue.pool_CM is None else dialogue.pool_CM.to(device)
-        self._mask_MM = dialogue.mask_MM.to(device)
+        self._pool = dialogue.pool
+        self._tiles = dialogue.tiles.to(device)
         owner_T = dialogue.owner_T.to(device)
         T, C = len(owner_T), len(dialogue.cache_position_C)
         own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
         self._mask_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
-        self._video_bias, self._asked_bias = BiasReuse(), BiasReuse()
+        self._asked_bias = BiasReuse()
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         M = self._num_video
         keys, values = k_BKTDh[:, :, :M], v_BKTDh[:, :, :M]
         self._video = (self._prefill.rotate(keys), values)
-        if self._pool_CM is not None:
-            pool_CM = self._pool_CM.to(keys.dtype)
-            keys, values = pool_CM @ keys, pool_CM @ values
+        if self._pool is not None:
+            keys, values = self._pool(keys), self._pool(values)
         self._seen = (
             torch.cat((self._cache.rotate(keys), self._asked.rotate(k_BKTDh[:, :, M:])), dim=2),
             torch.cat((values, v_BKTDh[:, :, M:]), dim=2),
@@ -186,9 +204,7 @@ class DialogueAttention:
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         M = self._num_video
-        video = attend(
-            self._prefill.rotate(q_BNTDh[:, :, :M]), *self._video, mask_TM=self._mask_MM, reuse=self._video_bias
-        )
+        video = self._tiles.attend(self._prefill.rotate(q_BNTDh[:, :, :M]), *self._video)
         asked = attend(
             self._asked.rotate(q_BNTDh[:, :, M:]), *self._seen, mask_TM=self._mask_TX, reuse=self._asked_bias
         )

@@ -38,7 +38,7 @@ from videoxl2.training.perception import (
 )
 from videoxl2.training.recordings import Recording, finished_files
 from videoxl2.training.replicas import batch_number
-from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS
+from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS, CELL_MOTIONS
 from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
 from videoxl2.training.splits import Split
 from videoxl2.training.trainer import TrainSettings, fit
@@ -49,6 +49,11 @@ _COMMON_ACTIONS = frozenset({"enter", "leave", "walk", "drive", "open"})
 _COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
 _RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
 _ANY_WINDOW = 0.12
+# Row 3 of a table of actors is their motion.
+_MOTION = 3
+_MIRRORED_MOTIONS = np.asarray(
+    [CELL_MOTIONS.index({"left": "right", "right": "left"}.get(motion, motion)) for motion in CELL_MOTIONS], np.uint8
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,15 @@ class ClipWindows:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What one step looks at: ``clips`` windows of ``groups`` frame groups, and ``texts`` texts about them."""
+    """What one step looks at: ``clips`` windows of ``groups`` frame groups, and ``texts`` texts about them.
+
+    ``mirror``: half of the windows are shown mirrored, as if the place lay the other way round.
+    """
 
     clips: int = 8
     groups: int = 1
     texts: int = 64
+    mirror: bool = True
 
 
 class ClipSampler:
@@ -111,9 +120,15 @@ class ClipSampler:
             number = self._clip(rng)
             clip = Recording.load(self._paths[number])
             first = self._window(number, size, rng)
-            frames.append(augment(clip.frames(first, first + size), rng))
-            owners.append(clip.owners_FYX[first : first + size])
-            tables += list(clip.actors_F5A[first : first + size])
+            window = (
+                augment(clip.frames(first, first + size), rng),
+                clip.owners_FYX[first : first + size],
+                clip.actors_F5A[first : first + size],
+            )
+            shown = mirrored(*window) if self._shape.mirror and rng.random() < 0.5 else window
+            frames.append(shown[0])
+            owners.append(shown[1])
+            tables += list(shown[2])
             facts.append(clip.facts(clip.scene(), 0, clip.num_frames))
             spans.append(
                 [(float(t), float(t) + FRAMES_PER_GROUP) for t in range(first, first + size, FRAMES_PER_GROUP)]
@@ -164,6 +179,15 @@ def augment(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
     gain, shift = rng.uniform(0.85, 1.15), rng.uniform(-12, 12)
     table = np.clip(np.arange(256) * gain + shift, 0, 255).astype(np.uint8)
     return np.asarray(table[frames_FHW3], np.uint8)
+
+
+def mirrored(
+    frames_FHW3: NDArray[np.uint8], owners_FYX: NDArray[np.uint8], tables_F5A: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures and labels of a window with left and right exchanged. No text of the search stage names a side."""
+    tables_F5A = tables_F5A.copy()
+    tables_F5A[:, _MOTION] = _MIRRORED_MOTIONS[tables_F5A[:, _MOTION]]
+    return np.ascontiguousarray(frames_FHW3[:, :, ::-1]), np.ascontiguousarray(owners_FYX[:, :, ::-1]), tables_F5A
 
 
 def group_vectors(dual: DualEncoder, features_FPD: Tensor) -> Tensor:
@@ -280,7 +304,7 @@ def train_perception(
     size, stride = spec.vision.image_size, spec.pool_stride
     feed = Prefetcher(sampler("train", shape or BatchShape()).batch, size, stride, threads=threads)
     held_out = clip_paths(clips, "validation")
-    check_shape = BatchShape(min(16, len(held_out)), 4, 128)
+    check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False)
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
 
     def losses_at(step: int) -> Mapping[str, Tensor]:

@@ -44,6 +44,7 @@ class FakeModel:
     spec = SimpleNamespace(frames_per_group=4, vision=SimpleNamespace(image_size=SIZE))
 
     vision = "the tower"
+    device = torch.device("cpu")
 
     def encode_frames(self, pixels_F3SS: Tensor, on_features: Any = None) -> Tensor:
         groups = -(-pixels_F3SS.shape[0] // 4)

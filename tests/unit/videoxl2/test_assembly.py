@@ -42,7 +42,9 @@ def chunk_of(camera: str, segment: int, number: int) -> ChunkKV:
     seed = CHUNKS.index((camera, segment, number))
     groups = tuple((2 + (seed + group) % 3, 8) for group in range(1 + seed % 3))
     shape = (SPEC.num_layers, 2, SPEC.num_kv_heads, sum(map(sum, groups)), SPEC.head_dim)
-    return ChunkKV(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), groups, KVLevel.DENSE)
+    return ChunkKV(
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), groups, KVLevel.DENSE
+    )
 
 
 class Arriving:

@@ -137,3 +137,17 @@ def test_half_precision_stays_close(tiny_model: VideoXL2, tiny_pixels: torch.Ten
     first, second = (model.prefill(exact, times).chunks[0].kv_LSKMDh for model in (tiny_model, half))
     assert second.dtype == dtype and second.isfinite().all()
     assert float((first - second.float()).abs().mean()) < 0.05
+
+
+def test_the_host_is_asked_for_ids_once_per_pass(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not per group: on a GPU each would be an upload of its own."""
+    monkeypatch.setattr(prefill_module, "PASS_TOKENS", 8 * tiny_model.spec.tokens_per_group)
+    embed, passes = QwenDecoder.embed, list[int]()
+
+    def counted(self: QwenDecoder, ids: Any) -> torch.Tensor:
+        passes.append(len(ids))
+        return embed(self, ids)
+
+    monkeypatch.setattr(QwenDecoder, "embed", counted)
+    tiny_model.prefill(visual_tokens(tiny_model, 20), [4.0 * group for group in range(20)])
+    assert len(passes) == 1 + 3 and min(passes) > 0, "the prefix, and three passes of two blocks at most"

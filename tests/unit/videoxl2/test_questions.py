@@ -124,6 +124,25 @@ def test_finished_questions_leave_the_batch(tiny_model: VideoXL2, tiny_prefill: 
     assert stopped == [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in free]
 
 
+def test_likeliest_tokens_are_read_once_per_step(
+    tiny_model: VideoXL2, tiny_prefill: PrefillResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU every reading makes the host wait, so the questions of a batch share one."""
+    cache = tiny_model.assemble(tiny_prefill.chunks)
+    suffixes = [tiny_model.tokenizer.prompt_parts(question)[1] for question in QUESTIONS]
+    alone = [step.token_id for _, step in generate_batch(tiny_model, cache, suffixes, 2)]
+    for settings in (None, GenerationSettings()):
+        choices = None if settings is None else [TokenChoice(settings) for _ in suffixes]
+        with monkeypatch.context() as patch:
+            patch.setattr("videoxl2.questions.likeliest", lambda _: pytest.fail("one question was read by itself"))
+            patch.setattr(TokenChoice, "__call__", lambda *_: pytest.fail("one question was read by itself"))
+            steps = generate_batch(tiny_model, cache, suffixes, 2, choices=choices)
+            assert [step.token_id for _, step in steps] == alone
+    mixed = [TokenChoice(GenerationSettings(temperature=t, seed=5)) for t in (0.0, 2.0, 0.0, 0.0)]
+    found = [(owner, step.token_id) for owner, step in generate_batch(tiny_model, cache, suffixes, 2, choices=mixed)]
+    assert [token for owner, token in found if owner != 1] == [t for n, t in enumerate(alone) if n % 4 != 1]
+
+
 def test_the_position_limit_counts_each_question_alone(tiny_model: VideoXL2, tiny_prefill: PrefillResult) -> None:
     chunk = tiny_prefill.chunks[0]
     length = tiny_model.assemble([chunk]).length

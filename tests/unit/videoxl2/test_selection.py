@@ -59,6 +59,8 @@ def test_a_question_without_entry_is_told_to_the_caller(tmp_path: Path) -> None:
     found = read_selection_file(write(tmp_path, {"topic_reasoning": None}))
     assert found.find("v1.mp4", MLVU) is None
     assert found.plain_categories == ("topic_reasoning",)
+    content = {"needle": {**entry({}), "selected_unit_indices": {"v1.mp4_What comes first?": None}}}
+    assert read_selection_file(write(tmp_path, content)).find("v1.mp4", MLVU) is None
 
 
 def test_an_empty_list_is_all_dense(tmp_path: Path) -> None:
@@ -90,6 +92,12 @@ def test_the_benchmark_is_in_the_file_name(tmp_path: Path, name: str, benchmark:
         ({"a": {"config": {}, "selected_unit_indices": {}}}, "selected_chunk_size"),
         ({"a": {"config": {"selected_chunk_size": 4, "compression": 4}}}, "selected_unit_indices"),
         ({"a": entry({"x": ["no"]})}, "another form"),
+        ({"a": entry({"x": "12"})}, "another form"),  # type: ignore[dict-item]
+        ({"a": entry({"x": [1.5]})}, "another form"),  # type: ignore[list-item]
+        ({"a": entry({"x": [-1]})}, "another form"),
+        ({"a": entry({}, chunk=4.5)}, "another form"),  # type: ignore[arg-type]
+        ("text", "no object"),
+        ({"a": "text"}, "another form"),
         ({"a": entry({}, selected_unit_indices=[1])}, "another form"),
         ({"a": entry({}, compression=0)}, "below 1"),
     ],

@@ -194,3 +194,20 @@ def test_a_single_file_is_read_like_shards(folder: Path, state: dict[str, Tensor
     save_file(state, folder / "model.safetensors")
     assert torch.equal(VideoXL2.from_pretrained(str(folder), device="cpu").language.norm.weight, expected)
     assert set(load_file(folder / "model.safetensors")) == set(state)
+
+
+def test_files_that_contradict_each_other_are_refused(folder: Path, state: dict[str, Tensor]) -> None:
+    """A key in two shards, a shard that was cut off, an index that is none."""
+    second = folder / "model-00002-of-00004.safetensors"
+    key, whole = "model.embed_tokens.weight", second.read_bytes()
+    assert key in load_file(folder / "model-00001-of-00004.safetensors")
+    save_file({**load_file(second), key: state[key] + 1}, second)
+    with pytest.raises(CheckpointMismatch) as caught:
+        VideoXL2.from_pretrained(str(folder), device="cpu")
+    assert caught.value.surplus == (key,) and not caught.value.missing
+    second.write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match=r"cannot read .*model-00002-of-00004"):
+        VideoXL2.from_pretrained(str(folder), device="cpu")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(ModelError, match=r"cannot read .*index\.json"):
+        VideoXL2.from_pretrained(str(folder), device="cpu")

@@ -65,3 +65,13 @@ def test_absent_things_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer(tmp_path)
     with pytest.raises(ModelError, match="nosuch"):
         tokenizer.token_id("<|nosuch|>")
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(ModelError, match=r"not both vocab\.json and merges\.txt"):
+        Tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 7}')
+    with pytest.raises(ModelError, match=r"'<\|im_end\|>' .* cannot have the id 7"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot read the tokenizer"):
+        Tokenizer(tmp_path)
