@@ -16,8 +16,9 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # One model thread per process, before torch is imported: the workers of pytest-xdist take all cores, and with more
-# threads than cores every small operation waits for threads that the system has put aside.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# threads than cores every small operation waits for threads that the system has put aside. Archives made here and by
+# processes of tests.vxl are then equal to the bit.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
