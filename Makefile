@@ -5,14 +5,17 @@ VENV := .venv
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test check setup clean
+.PHONY: demo test tests check setup clean
 
 ## Render footage (or take SOURCE=folder-or-s3-uri), index it from S3 through Ray, then ask it from new processes.
 demo: $(READY)
 	$(VENV)/bin/vxl demo vxl-demo $(if $(SOURCE),--source '$(SOURCE)')
 
-## Style, types and every test that this machine can run.
-test: check
+## Style, types and every test that this machine can run; types are checked while the first tests run.
+test: $(READY)
+	$(MAKE) -j2 check tests
+
+tests: $(READY)
 	$(VENV)/bin/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 check: $(READY)

@@ -1,8 +1,8 @@
 """Make ``.venv`` in the project's root with everything installed, on a machine that has Python 3.11 or 3.12 and pip.
 
-torch goes first. On a machine without a GPU its CPU build is taken, and if only a CUDA build is on offer (several
-gigabytes that cannot be used) the installation stops before downloading and says what to do. On a machine with a GPU
-an installed torch is left alone. Standard library only; run by ``make``.
+On a machine without a GPU torch's CPU build is taken, and if only a CUDA build is on offer (several gigabytes that
+cannot be used) the installation stops before downloading and says what to do. On a machine with a GPU an installed
+torch is left alone. Standard library only; run by ``make``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def main() -> None:
     if not has_torch(arguments.venv):
         if not has_gpu():
             refuse_cuda_build(pip, constraints, index)
-        say("installing torch")
-        subprocess.run([*pip, "install", "-q", *constraints, *index, "torch"], check=True)
     elif has_gpu():
         constraints = ["-c", str(without_torch(arguments.venv))]
     say("installing the project")
-    subprocess.run([*pip, "install", "-q", *constraints, *index, "-e", f"{ROOT}[{arguments.extras}]"], check=True)
+    # Of 18 000 modules a few thousand are ever imported: Python compiles those when they are, unless it may not.
+    compiled = [] if os.environ.get("PYTHONDONTWRITEBYTECODE") else ["--no-compile"]
+    project = ["-e", f"{ROOT}[{arguments.extras}]"]
+    subprocess.run([*pip, "install", "-q", *compiled, *constraints, *index, *project], check=True)
 
 
 def find_python() -> str:

@@ -15,10 +15,40 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
+# One model thread per process, before torch is imported: the workers of pytest-xdist take all cores, and with more
+# threads than cores every small operation waits for threads that the system has put aside. Archives made here and by
+# processes of tests.vxl are then equal to the bit.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _KEPT = {"VXL_TEST_FOOTAGE"}
+_COSTLY = ("indexed", "clips")
+"""Session fixtures that take seconds to make: only one worker of pytest-xdist makes them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Share tests out among the workers of pytest-xdist: what several tests use is made by one worker only.
+
+    Tests with a fixture of their module, or with a costly one of the session, go to one worker together. Of the others
+    the slow ones are begun first, so that no worker is left with one at the end.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        group = _group_of(item)
+        if group and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def _group_of(item: pytest.Item) -> str | None:
+    """The name of what a test shares with others, or nothing."""
+    fixtures = {name: found[-1] for name, found in item._fixtureinfo.name2fixturedefs.items()}  # type: ignore[attr-defined]
+    if any(fixture.scope == "module" for fixture in fixtures.values()):
+        return item.nodeid.partition("::")[0]
+    return next((name for name in _COSTLY if name in fixtures and fixtures[name].scope == "session"), None)
 
 
 @pytest.fixture(autouse=True)

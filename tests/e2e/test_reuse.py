@@ -18,13 +18,22 @@ def told(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name != "timings"}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cameras: Path) -> tuple[Path, Path]:
+    """An archive, and where its footage was when it was indexed."""
+    root = tmp_path_factory.mktemp("made")
+    shutil.copytree(cameras, root / "footage")
+    assert call("ingest", root / "footage", "--archive", root / "archive", "--segment-s", "10").code == 0
+    return root / "archive", root / "footage"
+
+
 @pytest.fixture
-def movable(tmp_path: Path, cameras: Path) -> tuple[Path, Path]:
-    """An archive and its own copy of the footage, which may be deleted."""
-    footage, archive = tmp_path / "footage", tmp_path / "archive"
+def movable(tmp_path: Path, cameras: Path, made: tuple[Path, Path]) -> tuple[Path, Path]:
+    """A copy of the archive and the footage that it names, which may be deleted."""
+    archive, footage = made
+    shutil.rmtree(footage, ignore_errors=True)
     shutil.copytree(cameras, footage)
-    assert call("ingest", footage, "--archive", archive, "--segment-s", "10").code == 0
-    return archive, footage
+    return shutil.copytree(archive, tmp_path / "archive"), footage
 
 
 def test_the_source_is_not_touched_when_kv_is_there(movable: tuple[Path, Path]) -> None:

@@ -20,6 +20,7 @@ from pipeline import Archive
 from pipeline.config import load_settings
 from pipeline.cost_log import COST_LOG, append_cost, read_costs
 from pipeline.tiers import kv_file_bytes, tier_of
+from tests.clips import Recipe, make
 from tests.vxl import call
 
 QUESTION = ("ask", "What colour is the car?", "--json", "--max-new-tokens", "8")
@@ -67,13 +68,15 @@ def told(answer: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in answer.items() if name != "timings"}, "context": context}
 
 
-def test_the_cap_holds_while_ten_times_too_much_is_ingested(tmp_path: Path, long_clip: Path) -> None:
+def test_the_cap_holds_while_ten_times_too_much_is_ingested(tmp_path: Path) -> None:
     """Every look at the files finds them under the cap, and all of it can be asked without the video."""
     footage, archive = tmp_path / "footage", tmp_path / "archive"
     footage.mkdir()
+    options = {"preset": "veryfast", "crf": "28", "g": "10"}
+    two_segments = make(Recipe("two.mp4", num_frames=100, fps=5, options=options), tmp_path).path
     names = [f"{number:02d}.mp4" for number in range(10)]
     for name in names:
-        shutil.copy(long_clip, footage / name)
+        shutil.copy(two_segments, footage / name)
     cap = ingest(tmp_path / "free", footage / names[0])["kv_bytes"]  # one video of ten
     config = settings_file(tmp_path, f"[storage]\nmax_kv_bytes = {cap}\n")
     with watched(archive) as seen:

@@ -38,7 +38,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, footage: Path) -> Path:
     """The archive of a run that nothing disturbed."""
     archive = tmp_path_factory.mktemp("archives") / "undisturbed"
-    assert spawn("ingest", footage, "--archive", archive, *OPTIONS).code == 3
+    assert call("ingest", footage, "--archive", archive, *OPTIONS).code == 3
     return archive
 
 
@@ -104,7 +104,7 @@ def test_killed_run_is_completed_by_the_same_command(
     process = start("ingest", footage, "--archive", archive, *OPTIONS)
     assert wait_for(lambda: any(archive.glob(moment)), process)
     kill_all(process)
-    again = spawn("ingest", footage, "--archive", archive, *OPTIONS)
+    again = call("ingest", footage, "--archive", archive, *OPTIONS)
     assert again.code == 3, again.err
     check_same(archive, undisturbed)
 

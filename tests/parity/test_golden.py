@@ -34,13 +34,13 @@ with safe_open(GOLDEN_FOLDER / "tensors.safetensors", framework="pt") as recorde
     RECORDED = sorted(recorded_file.keys())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def comparison() -> Comparison:
     strict = Tolerances(vision=VISION, logits=LOGITS, kv=KV, preprocess=PREPROCESS)
     return Comparison(Recording.load(GOLDEN_FOLDER), strict)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def report(comparison: Comparison) -> ParityReport:
     return comparison.run()
 

@@ -18,7 +18,7 @@ from jobs.evaluation.plan import (
     is_match,
     plan_files,
 )
-from jobs.evaluation.records import Search
+from jobs.evaluation.records import Question, Search
 from jobs.evaluation.twice import plan_long_files
 from videoxl2.training.claims import Claim
 from videoxl2.training.facts import Facts, script_facts
@@ -30,6 +30,18 @@ from videoxl2.training.wording import LETTERS
 def videos() -> Mapping[str, Facts]:
     """What happens in twenty minutes of test footage, without rendering it."""
     return {f"{file.scene.camera.name}/x.mp4": script_facts(file.scene) for file in plan_files(11, 60)}
+
+
+@pytest.fixture(scope="module")
+def eighty(videos: Mapping[str, Facts]) -> list[Question]:
+    """Eighty questions about them, chosen once."""
+    return choose_questions(videos, 3, 80)[0]
+
+
+@pytest.fixture(scope="module")
+def sixty(videos: Mapping[str, Facts]) -> tuple[list[Question], list[str]]:
+    """Sixty questions and the notes about them, chosen once."""
+    return choose_questions(videos, 3, 60)
 
 
 def cameras_of(videos: Mapping[str, Facts]) -> dict[str, str]:
@@ -58,8 +70,10 @@ def test_minutes_can_be_given(minutes: float) -> None:
     assert sum(file.minutes for file in files) == pytest.approx(minutes)
 
 
-def test_questions_come_in_their_shares_and_every_id_once(videos: Mapping[str, Facts]) -> None:
-    questions, notes = choose_questions(videos, 3, 60)
+def test_questions_come_in_their_shares_and_every_id_once(
+    videos: Mapping[str, Facts], sixty: tuple[list[Question], list[str]]
+) -> None:
+    questions, notes = sixty
     counts = Counter(question.kind for question in questions)
     assert len(questions) == 60 == len({question.item_id for question in questions})
     assert not notes
@@ -70,19 +84,17 @@ def test_questions_come_in_their_shares_and_every_id_once(videos: Mapping[str, F
     assert {question.question for question in questions} != {q.question for q in choose_questions(videos, 4, 60)[0]}
 
 
-def test_existence_is_balanced_and_true_to_the_facts(videos: Mapping[str, Facts]) -> None:
-    questions, _ = choose_questions(videos, 3, 80)
-    exists = [question for question in questions if question.kind == "exists"]
+def test_existence_is_balanced_and_true_to_the_facts(eighty: list[Question]) -> None:
+    exists = [question for question in eighty if question.kind == "exists"]
     answers = Counter(question.expected for question in exists)
     assert abs(answers["yes"] - answers["no"]) <= 1 and len(exists) == 20
     for question in exists:
         assert (question.interval is not None) == (question.expected == "yes")
 
 
-def test_no_option_is_given_away_by_its_wording(videos: Mapping[str, Facts]) -> None:
+def test_no_option_is_given_away_by_its_wording(eighty: list[Question]) -> None:
     """Candidates give it away: "walks" is right wherever it is offered. The questions that are chosen do not."""
-    questions, _ = choose_questions(videos, 3, 80)
-    choices = [question for question in questions if question.kind == "choice"]
+    choices = [question for question in eighty if question.kind == "choice"]
     letters = Counter(question.expected for question in choices)
     assert len(choices) >= 16 and max(letters.values()) - min(letters[letter] for letter in LETTERS) <= 3
     offered: Counter[str] = Counter()
@@ -102,8 +114,10 @@ def test_long_files_last_half_an_hour_to_an_hour() -> None:
     assert short.isdisjoint(file.scene.seed for file in plan_long_files(4, 150.0))
 
 
-def test_long_videos_are_asked_more_than_short_ones(videos: Mapping[str, Facts]) -> None:
-    questions, _ = choose_questions(videos, 3, 60)
+def test_long_videos_are_asked_more_than_short_ones(
+    videos: Mapping[str, Facts], sixty: tuple[list[Question], list[str]]
+) -> None:
+    questions, _ = sixty
     asked = Counter(question.video for question in questions)
     by_length = sorted(videos, key=lambda key: videos[key].end_s - videos[key].start_s)
     assert asked[by_length[-1]] > asked[by_length[0]]

@@ -41,6 +41,7 @@ def without_gradient(model: VideoXL2) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+@pytest.mark.slow
 def test_the_published_configuration_takes_a_whole_step(tokenizer: Tokenizer) -> None:
     """On the meta device: every operation runs with its shapes, no number is computed and no memory is needed."""
     spec = random_spec("8b")
