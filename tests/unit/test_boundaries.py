@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ class Import:
     module: str
     line: int
     is_for_types: bool
+    is_at_top: bool
+    """Outside of any function, class or condition."""
 
 
 def sources(*packages: str) -> list[Path]:
@@ -74,25 +77,27 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports_of(path: Path) -> Iterator[Import]:
+@functools.cache
+def imports_of(path: Path) -> tuple[Import, ...]:
     """Every import in a module, however deep, and whether it is for type checking only."""
 
     def walk(node: ast.AST, is_for_types: bool) -> Iterator[Import]:
+        is_at_top = isinstance(node, ast.Module)
         for child in ast.iter_child_nodes(node):
             deeper = is_for_types or (isinstance(node, ast.If) and child in node.body and _asks_for_types(node.test))
             if isinstance(child, ast.Import):
-                yield from (Import(alias.name, child.lineno, deeper) for alias in child.names)
+                yield from (Import(alias.name, child.lineno, deeper, is_at_top) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{name_of(path)}:{child.lineno}: write the full name of the module"
                 assert child.module is not None
-                yield Import(child.module, child.lineno, deeper)
+                yield Import(child.module, child.lineno, deeper, is_at_top)
             elif isinstance(child, ast.Call) and _imports_by_name(child):
                 argument = child.args[0]
                 if isinstance(argument, ast.Constant):
-                    yield Import(str(argument.value), child.lineno, deeper)
+                    yield Import(str(argument.value), child.lineno, deeper, is_at_top)
             yield from walk(child, deeper)
 
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+    return tuple(walk(ast.parse(path.read_text(encoding="utf-8")), False))
 
 
 def _asks_for_types(test: ast.expr) -> bool:
@@ -132,10 +137,8 @@ def test_every_library_has_its_owner(library: str) -> None:
 @pytest.mark.parametrize("library", ["ray", "lancedb", "boto3", "decord", "flash_attn", "moto"])
 def test_optional_and_heavy_libraries_are_imported_inside_functions(library: str) -> None:
     for path in sources(*MAY_IMPORT):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        at_import = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-        at_import |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
-        assert library not in {name.split(".")[0] for name in at_import}, name_of(path)
+        at_import = {found.module.split(".")[0] for found in imports_of(path) if found.is_at_top}
+        assert library not in at_import, name_of(path)
 
 
 def test_owners_that_are_named_own_something() -> None:
