@@ -30,6 +30,7 @@ OPTIMIZERS = ("adamw", "muon")
 _READOUTS = {"heads", "lm_head"}
 """Layers whose outputs are the model's own, one meaning each: Muon is not for them."""
 _MOST_BAD_STEPS = 10
+_NUM_COLOURS = 10
 _NOT_LOSSES = ("step", "s", "rate", "validation")
 
 
@@ -239,7 +240,7 @@ def plot_losses(folder: Path, names: Iterable[str] | None = None) -> Path:
 
     Raises ``TrainingError`` without matplotlib and for a folder whose log is empty.
     """
-    figure = require_matplotlib().Figure(figsize=(11, 4))
+    figure = require_matplotlib().Figure(figsize=(12, 4))
     rows = read_log(folder)
     if not rows:
         raise TrainingError(f"{folder} holds no log of a run")
@@ -250,11 +251,13 @@ def plot_losses(folder: Path, names: Iterable[str] | None = None) -> Path:
     left.set(xlabel="step", ylabel="loss", yscale="log", title=folder.name)
     left.legend()
     checked = [row for row in rows if "validation" in row]
-    for key in checked[-1]["validation"] if checked else []:
-        right.plot([row["step"] for row in checked], [row["validation"].get(key) for row in checked], label=key)
+    for number, key in enumerate(checked[-1]["validation"] if checked else []):
+        values = [row["validation"].get(key) for row in checked]
+        # Ten colours are repeated: the second time round the lines are dashed.
+        right.plot([row["step"] for row in checked], values, "--" if number >= _NUM_COLOURS else "-", label=key)
     right.set(xlabel="step", title="validation")
     if checked:
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(folder / "loss.png", dpi=100)
     return folder / "loss.png"
