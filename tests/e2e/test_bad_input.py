@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tokenizers
 
 from tests.clips import RECIPES, make, make_audio_only
 from tests.vxl import call, spawn
-from videoxl2.checkpoint import resolve_checkpoint
 from videoxl2.training import make_random_checkpoint
 
 
@@ -110,15 +108,6 @@ def test_a_decoder_that_dies_once_is_tried_again(tmp_path: Path, clip: Path, mon
     assert (tmp_path / "flag").exists()
 
 
-@pytest.fixture
-def packaged_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packaged tokenizer is not trained again for a random checkpoint: test_make_random_checkpoint shows that it
-    would be the same."""
-    path = resolve_checkpoint("tiny") / "tokenizer.json"
-    monkeypatch.setattr(make_random_checkpoint, "build_tokenizer", lambda: tokenizers.Tokenizer.from_file(str(path)))
-
-
-@pytest.mark.usefixtures("packaged_tokenizer")
 def test_archive_of_another_setting_or_model_is_refused(tmp_path: Path, indexed: Path, cameras: Path) -> None:
     for options, name in ((["--fps", "2"], "fps"), (["--segment-s", "20"], "segment_s")):
         done = call("ingest", cameras, "--archive", indexed, *options)
@@ -130,7 +119,6 @@ def test_archive_of_another_setting_or_model_is_refused(tmp_path: Path, indexed:
     assert "weights_digest" in done.error_line
 
 
-@pytest.mark.usefixtures("packaged_tokenizer")
 def test_weights_that_changed_under_an_archive_are_refused(tmp_path: Path, clip: Path) -> None:
     model, archive = tmp_path / "model", tmp_path / "archive"
     make_random_checkpoint.make_random_checkpoint(model, seed=1)

@@ -18,6 +18,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 
+from videoxl2.checkpoint import resolve_checkpoint
 from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, TokenIds, VisionSpec
 from videoxl2.dual_encoder import DualEncoder
 from videoxl2.model import VideoXL2
@@ -52,8 +53,16 @@ def tiny_sentences() -> Iterator[str]:
     yield from ["system\nYou are a helpful assistant.", "user\n", "assistant\n", "A", "B", "C", "D"] * 200
 
 
+def tiny_tokenizer() -> tokenizers.Tokenizer:
+    """The tokenizer in the package. Weights belong to it: it stays as it is while what is rendered and said changes."""
+    return tokenizers.Tokenizer.from_file(str(resolve_checkpoint("tiny") / "tokenizer.json"))
+
+
 def build_tokenizer(vocab_size: int = _VOCAB_SIZE) -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer: every byte is representable and digits stand alone."""
+    """A byte-level BPE tokenizer of what is said today: every byte is representable and digits stand alone.
+
+    It is how ``tiny``'s own was made, from the sentences of that day.
+    """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -135,9 +144,9 @@ def initialise(module: nn.Module, seed: int) -> None:
                 parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5, generator=generator)
 
 
-def make_random_checkpoint(folder: Path, seed: int) -> None:
-    """Write ``tiny`` with random weights; the same seed gives the same bytes."""
-    tokenizer = build_tokenizer()
+def make_random_checkpoint(folder: Path, seed: int, tokenizer: tokenizers.Tokenizer | None = None) -> None:
+    """Write ``tiny`` with random weights; the same seed gives the same bytes. ``tokenizer``: the packaged one."""
+    tokenizer = tokenizer or tiny_tokenizer()
     model = VideoXL2(tiny_spec(tokenizer))
     dual = DualEncoder(model.spec.vision, tiny_text_spec(tokenizer))
     initialise(model, seed)
@@ -149,8 +158,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the tiny checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--new-vocabulary", action="store_true", help="learn a tokenizer of what is said today")
     arguments = parser.parse_args(argv)
-    make_random_checkpoint(arguments.folder, arguments.seed)
+    tokenizer = build_tokenizer() if arguments.new_vocabulary else None
+    make_random_checkpoint(arguments.folder, arguments.seed, tokenizer)
 
 
 if __name__ == "__main__":

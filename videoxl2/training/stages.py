@@ -40,7 +40,7 @@ from videoxl2.training.errors import TrainingError
 from videoxl2.training.export import dual_config, model_card, write_checkpoint
 from videoxl2.training.feature_cache import cache_features, load_features
 from videoxl2.training.initialise import initialise_for_training
-from videoxl2.training.make_random_checkpoint import build_tokenizer, tiny_spec, tiny_text_spec
+from videoxl2.training.make_random_checkpoint import tiny_spec, tiny_text_spec, tiny_tokenizer
 from videoxl2.training.recordings import Recording, finished_files, record_many
 from videoxl2.training.splits import Split
 from videoxl2.training.stage_language import LanguageSettings, train_language
@@ -545,7 +545,7 @@ def _write_tokenizer(folder: Path, config: Path | None) -> None:
     if beside is not None and beside.is_file():
         target.write_bytes(beside.read_bytes())
     else:
-        build_tokenizer().save(str(target), pretty=False)
+        tiny_tokenizer().save(str(target), pretty=False)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

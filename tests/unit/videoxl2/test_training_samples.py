@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from datetime import datetime
 
@@ -24,6 +25,7 @@ from videoxl2.training.samples import (
     render_size,
 )
 from videoxl2.training.scene import Action, Colour, Person, Scene, Track
+from videoxl2.training.splits import NUM_LAYOUTS, SPLITS
 from videoxl2.training.vocabulary import all_words, training_sentences, words_in
 
 NOON = datetime(2026, 5, 4, 12)
@@ -133,13 +135,13 @@ def test_labels_and_answers_agree_over_many_clips() -> None:
 
 
 def test_splits_share_no_layout() -> None:
-    ids = {
-        split: {random_place("street", split, n).layout_id for n in range(40)}
-        for split in ("train", "validation", "test")
-    }
-    assert not ids["train"] & ids["test"] and not ids["train"] & ids["validation"] and len(ids["train"]) == 24
-    heights = {split: {random_place("street", split, n).focal_h for n in range(40)} for split in ids}
-    assert not heights["train"] & heights["test"]
+    places = {split: [random_place("street", split, n) for n in range(200)] for split in SPLITS}
+    ids = {split: {place.layout_id for place in found} for split, found in places.items()}
+    heights = {split: {place.focal_h for place in found} for split, found in places.items()}
+    for split in SPLITS:
+        assert len(ids[split]) == len(heights[split]) == min(200, NUM_LAYOUTS[split])
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not ids[one] & ids[other] and not heights[one] & heights[other]
 
 
 def test_the_vocabulary_is_closed_and_small() -> None:
