@@ -40,7 +40,8 @@ def test_each_kind_scores_every_chunk_of_the_same_context(answers: dict[str, dic
     assert set(by_embedding) == set(by_attention) == set(fused) and len(fused) >= 4
     assert min(by_attention.values()) >= 0, "attention per token, 1 at the mean"
     assert min(by_attention.values()) < 1 < max(by_attention.values())
-    assert sum(fused.values()) == pytest.approx(0, abs=1e-6), "a sum of standard scores"
+    rounding = 0.5e-6 * len(fused) + 1e-9  # scores are printed with six decimals
+    assert sum(fused.values()) == pytest.approx(0, abs=rounding), "a sum of standard scores"
     assert by_embedding != by_attention != fused
 
 
