@@ -25,7 +25,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     path: Path = tmp_path_factory.mktemp("doc") / "read_kv.py"
     path.write_text(code)
-    assert len(code.splitlines()) <= 45
+    assert len(code.splitlines()) <= 30
     return path
 
 
