@@ -227,8 +227,12 @@ def test_what_takes_the_writer_s_place_or_its_room_changes_nothing(
     assert {found.name for found in archive.list("kv")} - {ROOM_NAME} == before
 
 
-def dies(folder: S3Folder, operation: str, name_part: str) -> None:
-    """A demotion that is killed when it is about to send its first request of that kind for such a name."""
+def dies(environ: dict[str, str], folder: S3Folder, operation: str, name_part: str) -> None:
+    """A demotion that is killed when it is about to send its first request of that kind for such a name.
+
+    ``environ`` holds the credentials: the server that forks may be older than this test.
+    """
+    os.environ.update(environ)
 
     def watch(params: dict[str, Any], model: Any, **_: Any) -> None:
         if model.name == operation and name_part in params["url_path"]:
@@ -252,7 +256,7 @@ def test_killed_at_any_moment_of_a_demotion(archive: S3Folder) -> None:
     context.set_forkserver_preload(["tests.integration.test_s3_demotion"])
     full = kv_file_bytes(archive)
     for operation, name_part in KILLS:
-        process = context.Process(target=dies, args=(archive, operation, name_part))
+        process = context.Process(target=dies, args=(dict(os.environ), archive, operation, name_part))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (operation, name_part)
