@@ -508,34 +508,39 @@ def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSetti
     Reference only.
     """
     tokens_M = torch.arange(layout.length + num_suffix)
-    return visible(layout, tokens_M, tokens_M, settings)
+    return Visibility(layout, num_suffix, settings).mask(tokens_M, tokens_M)
 
 
-def visible(layout: TokenLayout, rows_T: Tensor, columns_M: Tensor, settings: PrefillSettings) -> Tensor:
-    """Boolean [T, M], True where row t may see column m: the published rules (section 4.1) or our bounded ones.
+class Visibility:
+    """Who sees whom in a video and ``num_suffix`` tokens behind it: the published rules (section 4.1) or our bounded
+    ones."""
 
-    Rows and columns are tokens of the sequence by number; numbers behind the layout's are a suffix.
-    """
-    causal_TM = columns_M <= rows_T[:, None]
-    if settings.mode == "plain":
-        return causal_TM
-    num_tokens = int(torch.cat((rows_T, columns_M)).max()) + 1 if len(rows_T) + len(columns_M) else 0
-    block, group = torch.full((2, max(num_tokens, layout.length)), -1)
-    is_time = torch.zeros(len(block), dtype=torch.bool)
-    for number, span in enumerate(layout.spans):
-        block[span.start : span.end] = number // settings.block_groups
-        group[span.start : span.end] = number
-        is_time[span.start : span.time_end] = True
-    block_T, block_M, is_time_M = block[rows_T], block[columns_M], is_time[columns_M]
-    is_video_T = block_T >= 0
-    in_window_TM = is_video_T[:, None] & (block_M >= block_T[:, None] - settings.previous_blocks) & (block_M >= 0)
-    sees_all_T = ~is_video_T if settings.mode == "bounded" else ~is_video_T | is_time[rows_T]
-    sees_time_TM = is_time_M.expand(causal_TM.shape)
-    if settings.mode == "bounded" and settings.timestamp_groups is not None:
-        window_first_T = (block_T - settings.previous_blocks).clamp(min=0) * settings.block_groups
-        sees_time_TM = is_time_M & (group[columns_M] >= window_first_T[:, None] - settings.timestamp_groups)
-    is_prefix_M = columns_M < layout.visual_start
-    return causal_TM & (is_prefix_M | sees_time_TM | sees_all_T[:, None] | in_window_TM)
+    def __init__(self, layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> None:
+        self._settings = settings
+        self._block_M, self._group_M = torch.full((2, layout.length + num_suffix), -1)
+        self._is_time_M = torch.zeros(layout.length + num_suffix, dtype=torch.bool)
+        for group, span in enumerate(layout.spans):
+            self._block_M[span.start : span.end] = group // settings.block_groups
+            self._group_M[span.start : span.end] = group
+            self._is_time_M[span.start : span.time_end] = True
+        self._num_prefix = layout.visual_start
+
+    def mask(self, rows_T: Tensor, columns_C: Tensor) -> Tensor:
+        """Boolean [T, C], True where token ``rows_T[t]`` may see token ``columns_C[c]``."""
+        settings = self._settings
+        causal_TC = columns_C <= rows_T[:, None]
+        if settings.mode == "plain":
+            return causal_TC
+        block_T, block_C, is_time_C = self._block_M[rows_T], self._block_M[columns_C], self._is_time_M[columns_C]
+        is_video_T = block_T >= 0
+        in_window_TC = is_video_T[:, None] & (block_C >= block_T[:, None] - settings.previous_blocks) & (block_C >= 0)
+        sees_all_T = ~is_video_T if settings.mode == "bounded" else ~is_video_T | self._is_time_M[rows_T]
+        sees_time_TC = is_time_C.expand(causal_TC.shape)
+        if settings.mode == "bounded" and settings.timestamp_groups is not None:
+            window_first_T = (block_T - settings.previous_blocks).clamp(min=0) * settings.block_groups
+            sees_time_TC = is_time_C & (self._group_M[columns_C] >= window_first_T[:, None] - settings.timestamp_groups)
+        is_prefix_C = columns_C < self._num_prefix
+        return causal_TC & (is_prefix_C | sees_time_TC | sees_all_T[:, None] | in_window_TC)
 
 
 class _MaskedAttention:

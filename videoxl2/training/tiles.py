@@ -18,7 +18,7 @@ from torch import Tensor
 
 from videoxl2.config import PrefillSettings
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import visible
+from videoxl2.prefill import Visibility
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,15 @@ def tile_video(layout: TokenLayout, settings: PrefillSettings) -> VideoTiles:
     is_visual_M = torch.zeros(layout.length, dtype=torch.bool)
     for span in layout.spans:
         is_visual_M[span.time_end : span.end] = True
-    tokens_M = torch.arange(layout.length)
+    tokens_M, visibility = torch.arange(layout.length), Visibility(layout, 0, settings)
     other = tokens_M[~is_visual_M]
-    others = [(other, tokens_M, visible(layout, other, tokens_M, settings))]
+    others = [(other, tokens_M, visibility.mask(other, tokens_M))]
     blocks = []
     for first, end in plan_chunks(layout.num_groups, settings.block_groups):
         inside = tokens_M[layout.spans[first].start : layout.spans[end - 1].end]
         rows = inside[is_visual_M[inside]]
         earlier = tokens_M[: layout.spans[end - 1].end]
-        allowed = visible(layout, rows, earlier, settings)
+        allowed = visibility.mask(rows, earlier)
         seen = allowed.any(dim=0)
         blocks.append((rows, earlier[seen], allowed[:, seen]))
     sets = (_padded(others), _padded(blocks))
