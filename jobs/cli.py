@@ -461,6 +461,14 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="FILE", help="config.json of another shape of model, when the run begins."),
     ] = None,
+    start: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="MODEL", help="Go on from these weights, not from random ones, when the run begins."),
+    ] = None,
+    rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=1e-6, max=1.0, metavar="R", help="Highest learning rate of a training stage."),
+    ] = None,
     unfreeze: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="PARTS", help="instruction: train these from pixels: vision,dts,projector,language."),
@@ -483,6 +491,8 @@ def train(
             workers=workers,
             processes=processes,
             config=config,
+            start=start,
+            rate=rate,
             unfreeze=unfreeze,
         )
 

@@ -28,6 +28,8 @@ def run(
     workers: int,
     processes: int,
     config: str | None,
+    start: str | None,
+    rate: float | None,
     unfreeze: str | None,
 ) -> int:
     """Run a stage and print its report; the exit code.
@@ -46,6 +48,8 @@ def run(
         workers=workers,
         processes=processes,
         config=None if config is None else Path(config),
+        start=start,
+        rate=rate,
         unfreeze=() if unfreeze is None else tuple(name.strip() for name in unfreeze.split(",")),
     )
     try:

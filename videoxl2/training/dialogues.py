@@ -135,3 +135,23 @@ def questions_about(stretch: Stretch, seed: int, per_kind: int, most: int, long_
     asked = questions_of(stretch.facts, seed, "train", per_kind)
     kept = [item for item in asked if item.kind not in _LONG or rng.random() < long_answers / per_kind]
     return [kept[i] for i in rng.permutation(len(kept))[:most].tolist()]
+
+
+def evidence_groups(stretch: Stretch, item: QA) -> NDArray[np.bool_]:
+    """Which frame groups [G] show what the answer follows from; none where it follows from nothing to be seen.
+
+    Events say more than the objects that they are of. Long answers have no one place.
+    """
+    if item.kind in _LONG:
+        return np.zeros(len(stretch.times_s), np.bool_)
+    facts, ids = stretch.facts, set(item.evidence_ids)
+    spans = [(event.start_s, event.end_s) for event in facts.events if event.event_id in ids]
+    if not spans and item.interval is not None and item.kind != "exists":
+        spans = [item.interval]
+    if not spans:
+        spans = [span for thing in facts.objects if thing.object_id in ids for span in thing.visible]
+    starts_G = np.asarray(stretch.times_s)
+    seen_G = np.zeros(len(starts_G), np.bool_)
+    for start_s, end_s in spans:
+        seen_G |= (starts_G < end_s) & (starts_G + GROUP_S > start_s)
+    return seen_G

@@ -25,7 +25,14 @@ from videoxl2.training.errors import TrainingError
 from videoxl2.training.feature_cache import first_frame
 from videoxl2.training.recordings import Recording
 from videoxl2.training.splits import Split
-from videoxl2.training.stage_language import Dialogue, LanguageSettings, answer_accuracy, dialogue_loss, make_dialogue
+from videoxl2.training.stage_language import (
+    Dialogue,
+    LanguageSettings,
+    answer_accuracy,
+    dialogue_losses,
+    make_dialogue,
+    mean_losses,
+)
 from videoxl2.training.stage_perception import Prefetcher, clip_paths
 from videoxl2.training.trainer import TrainSettings, fit
 
@@ -59,9 +66,9 @@ def with_visual_tokens(model: VideoXL2, sample: PixelDialogue) -> Dialogue:
     return replace(sample.dialogue, visual_GPD=model.merge_maps(maps_FCYX))
 
 
-def end_to_end_loss(model: VideoXL2, sample: PixelDialogue) -> Tensor:
-    """Cross-entropy of the sample's answers, a scalar; the gradient reaches every part that asks for one."""
-    return dialogue_loss(model.language, with_visual_tokens(model, sample))
+def end_to_end_losses(model: VideoXL2, sample: PixelDialogue, language: LanguageSettings) -> dict[str, Tensor]:
+    """The sample's losses, scalars; the gradient reaches every part that asks for one."""
+    return dialogue_losses(model.language, with_visual_tokens(model, sample), language)
 
 
 class PictureFeed:
@@ -132,7 +139,7 @@ def train_end_to_end(
     def losses_at(step: int) -> Mapping[str, Tensor]:
         samples = feed.get(step)
         with torch.autocast(model.device.type, torch.bfloat16):
-            return {"answer": torch.stack([end_to_end_loss(model, sample) for sample in samples]).mean()}
+            return mean_losses([end_to_end_losses(model, sample, language) for sample in samples])
 
     @torch.no_grad()
     def validate() -> Mapping[str, float]:

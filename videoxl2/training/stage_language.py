@@ -5,8 +5,12 @@ each question's tokens then see the video's keys and values (at new positions, s
 4) and themselves, never another question. That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in
 one differentiable pass.
 
-Shapes: M tokens of prefix and video, C entries of the assembled cache, T tokens of all questions, K KV heads, N query
-heads, D width, Dh head width.
+Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
+an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
+longer the video.
+
+Shapes: M tokens of prefix and video, C entries of the assembled cache, T tokens of all questions, E questions whose
+evidence is known, K KV heads, N query heads, D width, Dh head width.
 """
 
 from __future__ import annotations
@@ -21,25 +25,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videoxl2.attention import BiasReuse, attend
 from videoxl2.config import PrefillSettings
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
 from videoxl2.tokenizer import Tokenizer
-from videoxl2.training.dialogues import CachedClip, Stretch, StretchSettings, questions_about, random_stretch
+from videoxl2.training.dialogues import (
+    CachedClip,
+    Stretch,
+    StretchSettings,
+    evidence_groups,
+    questions_about,
+    random_stretch,
+)
+from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype
 from videoxl2.training.questions import QA
 from videoxl2.training.replicas import batch_number
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHUNK_GROUPS, _COMPRESSION = 6, 4
+_MOST_EVIDENCE = 0.6
+"""Where more of a video than this is evidence, looking at the right place means nothing."""
 _CHECK_SEED = 999
 
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """What samples look like. ``pooled`` is the share of samples in which some chunks are sparse."""
+    """What samples look like. ``pooled`` is the share of samples in which some chunks are sparse.
+
+    With a ``grounding_weight`` some heads are told where to look, and the loss of that counts so many times.
+    """
 
     groups: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     samples: int = 6
@@ -49,6 +65,7 @@ class LanguageSettings:
     skip: float = 0.5
     max_skip: int = 6000
     long_answer_weight: float = 0.5
+    grounding_weight: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +86,7 @@ class Pooling:
 class Dialogue:
     """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
     weighs it. ``owner_T`` is the question that a token belongs to.
+    ``evidence_EC`` says which entries of the cache show the answer whose first token follows token ``ask_E``.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``pool`` makes
     the cache from its tokens; ``cache_position_C`` and ``position_T`` are positions while questions are asked.
@@ -85,6 +103,8 @@ class Dialogue:
     owner_T: Tensor
     target_T: Tensor
     weight_T: Tensor
+    ask_E: Tensor
+    evidence_EC: Tensor
     kinds: tuple[str, ...] = field(default=())
 
 
@@ -117,6 +137,9 @@ def make_dialogue(
     owners: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
+    asks: list[int] = []
+    evidence: list[np.ndarray] = []
+    group_C = _groups_of_tokens(layout)[kept]
     end = tokenizer.eos_ids
     stop = tokenizer.token_id("<|im_end|>")
     assert stop in end
@@ -124,6 +147,10 @@ def make_dialogue(
         suffix = tokenizer.prompt_parts(item.question)[1]
         answer = [*tokenizer.encode(item.answer), stop]
         ids = [*suffix, *answer[:-1]]
+        seen_G = evidence_groups(stretch, item)
+        if seen_G.any() and seen_G.mean() <= _MOST_EVIDENCE:
+            asks.append(len(tokens) + len(suffix) - 1)
+            evidence.append(np.concatenate((seen_G, [False]))[group_C])
         is_long = item.kind in ("describe", "events")
         share = (settings.long_answer_weight if is_long else 1.0) / len(answer)
         tokens += ids
@@ -143,8 +170,18 @@ def make_dialogue(
         torch.tensor(owners),
         torch.tensor(targets),
         torch.tensor(weights) / max(1, len(questions)),
+        torch.tensor(asks, dtype=torch.long),
+        torch.from_numpy(np.stack(evidence)) if evidence else torch.zeros(0, len(kept), dtype=torch.bool),
         tuple(item.kind for item in questions),
     )
+
+
+def _groups_of_tokens(layout: TokenLayout) -> np.ndarray:
+    """The frame group [M] that each token belongs to; -1 for the prefix."""
+    group_M = np.full(layout.length, -1)
+    for group, span in enumerate(layout.spans):
+        group_M[span.start : span.end] = group
+    return group_M
 
 
 def _random_pooling(layout: TokenLayout, rng: np.random.Generator) -> Pooling:
@@ -170,10 +207,19 @@ def _random_pooling(layout: TokenLayout, rng: np.random.Generator) -> Pooling:
     return Pooling(start_C[:, None] + part_CJ, weight_CJ)
 
 
-class DialogueAttention:
-    """The attention of one sample: rows [0, M) are the video, rows [M, M + T) all questions."""
+def grounded_layers(num_layers: int) -> tuple[int, int]:
+    """The layers in which the query heads of KV head 0 are told where to look: some have read the question before, and
+    some are left to make something of what is found."""
+    return num_layers // 3, num_layers // 2
 
-    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue) -> None:
+
+class DialogueAttention:
+    """The attention of one sample: rows [0, M) are the video, rows [M, M + T) all questions.
+
+    ``misses`` gets, from each grounded layer, how unlikely each of its told heads is to look at the evidence, [H, E].
+    """
+
+    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> None:
         spec, device = decoder.spec, decoder.device
 
         def table(positions: Tensor) -> RotaryTable:
@@ -188,8 +234,12 @@ class DialogueAttention:
         owner_T = dialogue.owner_T.to(device)
         T, C = len(owner_T), len(dialogue.cache_position_C)
         own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
-        self._mask_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
-        self._asked_bias = BiasReuse()
+        self._allowed_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
+        self._bias: Tensor | None = None
+        self._grounded = grounded_layers(spec.num_layers) if grounded and len(dialogue.ask_E) else ()
+        self._ask_E = dialogue.ask_E.to(device)
+        self._evidence_EC = dialogue.evidence_EC.to(device)
+        self.misses: list[Tensor] = []
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         M = self._num_video
@@ -205,33 +255,74 @@ class DialogueAttention:
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         M = self._num_video
         video = self._tiles.attend(self._prefill.rotate(q_BNTDh[:, :, :M]), *self._video)
-        asked = attend(
-            self._asked.rotate(q_BNTDh[:, :, M:]), *self._seen, mask_TM=self._mask_TX, reuse=self._asked_bias
-        )
-        return torch.cat((video, asked), dim=2)
+        q_BNTDh = self._asked.rotate(q_BNTDh[:, :, M:])
+        if layer in self._grounded:
+            self.misses.append(self._miss(q_BNTDh))
+        return torch.cat((video, self._attend_asked(q_BNTDh)), dim=2)
+
+    def _attend_asked(self, q_BNTDh: Tensor) -> Tensor:
+        """The questions' rows; query heads that share a KV head are more rows of it, and B is 1."""
+        keys, values = self._seen
+        K, T = keys.shape[1], q_BNTDh.shape[2]
+        if self._bias is None:
+            self._bias = mask_bias(self._allowed_TX, pass_dtype(q_BNTDh)).repeat(q_BNTDh.shape[1] // K, 1)[None]
+        rows = q_BNTDh.unflatten(1, (K, -1)).flatten(2, 3)
+        heads = [masked_attention(rows[:, i], keys[:, i], values[:, i], self._bias) for i in range(K)]
+        return torch.stack(heads, dim=1).unflatten(2, (-1, T)).flatten(1, 2)
+
+    def _miss(self, q_BNTDh: Tensor) -> Tensor:
+        """Minus the logarithm of the share of attention that falls on the evidence, [H, E], for KV head 0's queries."""
+        keys_XDh = self._seen[0][0, 0].float()
+        q_HEDh = q_BNTDh[0, : q_BNTDh.shape[1] // self._seen[0].shape[1]].index_select(1, self._ask_E).float()
+        with torch.autocast(q_BNTDh.device.type, enabled=False):
+            logits_HEX = (q_HEDh @ keys_XDh.T) * q_HEDh.shape[-1] ** -0.5
+        all_HE = logits_HEX.masked_fill(~self._allowed_TX.index_select(0, self._ask_E), float("-inf")).logsumexp(-1)
+        C = self._evidence_EC.shape[1]
+        return all_HE - logits_HEX[:, :, :C].masked_fill(~self._evidence_EC, float("-inf")).logsumexp(-1)
 
 
-def dialogue_logits(decoder: QwenDecoder, dialogue: Dialogue) -> Tensor:
-    """Logits [A, V] of the positions whose next token is part of an answer."""
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over a sample gives: logits [A, V] of the positions whose next token is part of an answer, and of
+    each grounded layer minus the logarithm of the attention on the evidence, [H, E]."""
+
+    logits_AV: Tensor
+    misses: list[Tensor]
+
+
+def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> Reading:
+    """The pass over a sample; with ``grounded`` it is noted where the told heads look."""
     layout, device = dialogue.layout, decoder.device
     video = [decoder.embed(layout.prefix_ids)]
     visual_GPD = dialogue.visual_GPD.to(device)
     for ids, tokens_PD in zip(layout.time_ids, visual_GPD, strict=True):
         video += [decoder.embed(ids), tokens_PD.to(decoder.dtype)]
     embeds_XD = torch.cat((*video, decoder.embed(dialogue.token_T)))
-    hidden_BXD = decoder.run(embeds_XD[None], DialogueAttention(decoder, dialogue))
+    attention = DialogueAttention(decoder, dialogue, grounded)
+    hidden_BXD = decoder.run(embeds_XD[None], attention)
     # Indices from the CPU's copy: a mask on the device would make the shape depend on values that lie there.
     answers_A = torch.nonzero(dialogue.target_T >= 0)[:, 0].to(device)
-    return decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A))
+    return Reading(decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A)), attention.misses)
 
 
-def dialogue_loss(decoder: QwenDecoder, dialogue: Dialogue) -> Tensor:
-    """Cross-entropy of the answers, each question alike."""
+def dialogue_losses(decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings) -> dict[str, Tensor]:
+    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look."""
+    reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
-    logits_AV = dialogue_logits(decoder, dialogue).float()
+    logits_AV = reading.logits_AV.float()
     targets = dialogue.target_T[is_answer].to(logits_AV.device)
     losses_A = functional.cross_entropy(logits_AV, targets, reduction="none")
-    return (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()
+    losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()}
+    if settings.grounding_weight > 0:
+        # A video without known evidence counts as found, so that the mean over samples has one of each.
+        miss = torch.stack(reading.misses).mean() if reading.misses else logits_AV.new_zeros(())
+        losses["grounding"] = settings.grounding_weight * miss
+    return losses
+
+
+def mean_losses(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses of several samples by name, each the mean of theirs."""
+    return {name: torch.stack([losses[name] for losses in samples]).mean() for name in samples[0]}
 
 
 class DialogueFeed:
@@ -284,31 +375,37 @@ def train_language(
     def losses_at(step: int) -> Mapping[str, Tensor]:
         samples = feed.get(step)
         with torch.autocast(decoder.device.type, torch.bfloat16):
-            losses = [dialogue_loss(decoder, sample) for sample in samples]
-        return {"answer": torch.stack(losses).mean()}
+            return mean_losses([dialogue_losses(decoder, sample, language) for sample in samples])
 
     return fit(
         folder,
         {"language": decoder},
         losses_at,
         settings,
-        validate=lambda: answer_accuracy(decoder, checks),
+        validate=lambda: answer_accuracy(decoder, checks, language.grounding_weight > 0),
         validate_every=validate_every,
         on_step=on_step,
     )
 
 
 @torch.no_grad()
-def answer_accuracy(decoder: QwenDecoder, dialogues: Sequence[Dialogue]) -> dict[str, float]:
-    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing)."""
+def answer_accuracy(decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounded: bool = False) -> dict[str, float]:
+    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing).
+
+    ``grounding`` is the mean share of attention that the grounded heads have on the evidence.
+    """
     right: dict[str, int] = {}
     total: dict[str, int] = {}
+    found: list[Tensor] = []
     for dialogue in dialogues:
         is_answer = dialogue.target_T >= 0
-        guesses_A = dialogue_logits(decoder, dialogue).argmax(dim=-1).cpu()
+        reading = read_dialogue(decoder, dialogue, grounded)
+        found += [miss.neg().exp().flatten().cpu() for miss in reading.misses]
+        guesses_A = reading.logits_AV.argmax(dim=-1).cpu()
         owners_A, targets_A = dialogue.owner_T[is_answer], dialogue.target_T[is_answer]
         for owner, kind in enumerate(dialogue.kinds):
             mine = owners_A == owner
             total[kind] = total.get(kind, 0) + 1
             right[kind] = right.get(kind, 0) + int(bool((guesses_A[mine] == targets_A[mine]).all()))
-    return {kind: right[kind] / total[kind] for kind in sorted(total)}
+    shares = {kind: right[kind] / total[kind] for kind in sorted(total)}
+    return shares | ({"grounding": float(torch.cat(found).mean())} if found else {})

@@ -271,12 +271,15 @@ class SigmoidScale(torch.nn.Module):
         self.logit_scale, self.logit_bias = dual.logit_scale, dual.logit_bias
 
 
-def forward_losses(modules: PerceptionModules, batch: PerceptionBatch) -> dict[str, Tensor]:
-    """The named losses of a batch."""
+def forward_losses(
+    modules: PerceptionModules, batch: PerceptionBatch, *, heads_only: bool = False
+) -> dict[str, Tensor]:
+    """The named losses of a batch; with ``heads_only`` no gradient goes beyond what is read off the features."""
     device = modules.model.device
     with torch.autocast(device.type, torch.bfloat16):
-        features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
-        seen = perceive(modules.model, features_FPD)
+        with torch.set_grad_enabled(not heads_only):
+            features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
+            seen = perceive(modules.model, features_FPD)
         losses = perception_loss(modules.heads, seen, batch.targets.to(device))
         vectors_GE = group_vectors(modules.dual, features_FPD)
     losses["search"] = 4 * sigmoid_loss(modules.dual, vectors_GE, batch.text_BT.to(device), batch.labels_BG.to(device))
@@ -292,9 +295,13 @@ def train_perception(
     shape: BatchShape | None = None,
     *,
     threads: int = 1,
+    settle_steps: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> int:
-    """Run or continue stage 1 on recorded clips (``recordings``); gives the steps done."""
+    """Run or continue stage 1 on recorded clips (``recordings``); gives the steps done.
+
+    During the first ``settle_steps`` only heads learn: those of a trained model are new.
+    """
     torch.manual_seed(settings.seed)
     spec = modules.model.spec
 
@@ -308,7 +315,7 @@ def train_perception(
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
 
     def losses_at(step: int) -> Mapping[str, Tensor]:
-        return forward_losses(modules, feed.get(step))
+        return forward_losses(modules, feed.get(step), heads_only=step < settle_steps)
 
     return fit(
         folder,

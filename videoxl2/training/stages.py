@@ -9,14 +9,18 @@
     export        checkpoint/                           a checkpoint folder with its model card
 
 A run folder also holds ``config.json`` (the model's shape, in the published format), ``dual_encoder.json`` and
-``tokenizer.json``, fixed by the first command. A stage that ended wrote ``stage.json`` into its folder. Every stage
-continues where it was cut short, and does nothing where it is done.
+``tokenizer.json``, fixed by the first command. Where it does not begin with random weights, ``start/`` is a copy of the
+checkpoint that it goes on from: whatever a stage would take from one that has not run is then taken from there. A stage
+that ended wrote ``stage.json`` into its folder. Every stage continues where it was cut short, and does nothing where it
+is done.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +32,11 @@ import xxhash
 from torch import nn
 
 from videoxl2.bench import device_name
+from videoxl2.checkpoint import resolve_checkpoint
 from videoxl2.config import ModelSpec, TokenIds
 from videoxl2.dual_encoder import DualEncoder
 from videoxl2.model import VideoXL2, choose_device
-from videoxl2.text_tower import TextSpec
+from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training import replicas
 from videoxl2.training.dialogues import CachedClip
@@ -47,6 +52,7 @@ from videoxl2.training.stage_language import LanguageSettings, train_language
 from videoxl2.training.stage_perception import FRAMES_PER_GROUP, PerceptionModules, clip_paths, train_perception
 from videoxl2.training.stage_search import search_modules, train_search
 from videoxl2.training.trainer import TrainSettings, load_modules, plot_losses, read_log, require_matplotlib
+from videoxl2.weights import DUAL_ENCODER_TABLE, load_weights
 
 Stage = Literal["footage", "perception", "search", "features", "pretraining", "instruction", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -60,13 +66,18 @@ DEFAULTS: Mapping[str, TrainSettings] = {
     "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
-    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12)),
-    "instruction": LanguageSettings(groups=(4, 8, 15, 25, 36, 75, 150), samples=3, questions=20, pooled=0.4),
+    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2),
+    "instruction": LanguageSettings(
+        groups=(4, 8, 15, 25, 36, 75, 150), samples=3, questions=24, per_kind=3, pooled=0.4, grounding_weight=0.2
+    ),
 }
-"""How long stretches are (in frame groups) and which share of samples has pooled chunks."""
+"""How long stretches are (in frame groups), and which share of samples has pooled chunks."""
 
 VISUAL_SCALE, EMBEDDING_SCALE = 0.25, 5.0
 """The decoder begins with visual tokens and words of like size: the projector's output shrinks, embeddings grow."""
+
+SETTLE_STEPS = 150
+"""Where a run goes on from a checkpoint its readings are new: they learn alone before they teach the rest."""
 
 DEFAULT_CLIPS = 8000
 _SEED_STRIDE = 1_000_000
@@ -84,8 +95,9 @@ class StageOptions:
 
     ``minutes`` bounds a stage's wall time over all its runs; ``clips`` is the number of training clips to record or to
     cache; ``workers`` are processes that render and threads that prepare batches; ``config`` is a model's
-    ``config.json``; ``unfreeze`` names the parts that the instruction stage trains from pixels; ``processes`` share a
-    training stage, each with batches of its own.
+    ``config.json``; ``start`` is a checkpoint to go on from (when the run begins); ``rate`` is the highest learning
+    rate; ``unfreeze`` names the parts that the instruction stage trains from pixels; ``processes`` share a training
+    stage, each with batches of its own.
     """
 
     device: str | None = None
@@ -95,6 +107,8 @@ class StageOptions:
     clips: int | None = None
     workers: int = 1
     config: Path | None = None
+    start: str | None = None
+    rate: float | None = None
     unfreeze: tuple[str, ...] = ()
     processes: int = 1
 
@@ -158,19 +172,28 @@ class Run:
     def open(cls, folder: Path, options: StageOptions) -> Run:
         """The run in a folder, begun with ``tiny``'s shape or that of ``options.config`` where there is none yet.
 
-        Raises ``TrainingError`` where the folder was begun with another configuration.
+        Raises ``TrainingError`` where the folder was begun with another configuration or start.
         """
-        if options.config is not None:
-            _read_json(options.config)
+        config = options.config
+        checkpoint = None if options.start is None else resolve_checkpoint(options.start)
+        if checkpoint is not None:
+            if config is not None:
+                raise TrainingError("a checkpoint to start from has a shape of its own: give no other configuration")
+            config = checkpoint / "config.json"
+        if config is not None:
+            _read_json(config)
         folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            _keep_start(folder, checkpoint)
         if not (folder / "tokenizer.json").is_file():
-            _write_tokenizer(folder, options.config)
+            _write_tokenizer(folder, config)
         raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        wanted = None if options.config is None else read_shape(options.config, raw)
+        wanted = None if config is None else read_shape(config, raw)
         stored = folder / "config.json"
         if not stored.is_file():
             spec = wanted or tiny_spec(raw)
-            _write_json(folder / "dual_encoder.json", dual_config(spec.vision, _text_spec(spec, raw)))
+            text = _text_spec(spec, raw) if checkpoint is None else _text_spec_of(checkpoint)
+            _write_json(folder / "dual_encoder.json", dual_config(spec.vision, text))
             _write_json(stored, spec.to_config())
         spec = ModelSpec.from_config(_read_json(stored))
         if wanted is not None and wanted != spec:
@@ -181,28 +204,52 @@ class Run:
     def path(self, stage: str) -> Path:
         return self.folder / stage
 
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint that the run goes on from, None where it began with random weights."""
+        return self.path("start") if self.path("start").is_dir() else None
+
+    def has(self, stage: str) -> bool:
+        """Whether a training stage has made something."""
+        return (self.path(stage) / "state.pt").is_file()
+
     def models(self, device: torch.device, seed: int) -> tuple[VideoXL2, DualEncoder]:
-        """Both models with starting weights; they share one tower, as in stage 1."""
-        model, dual = VideoXL2(self.spec), DualEncoder(self.spec.vision, self.text)
-        initialise_for_training(model, seed)
-        initialise_for_training(dual, seed + 1)
+        """Both models with starting weights; they share one tower, as in stage 1.
+
+        The decoder begins with words as large as its visual tokens (``EMBEDDING_SCALE``); the projector's output is
+        not yet scaled to them (``load_perception``).
+        """
+        if self.start is not None:
+            model = VideoXL2.from_pretrained(str(self.start), "cpu", torch.float32)
+            dual = DualEncoder(self.spec.vision, self.text)
+            towers = dual_encoder_folder(self.start)
+            load_weights(dual, towers, DUAL_ENCODER_TABLE, device="cpu", dtype=torch.float32)
+            _scale_output(model, 1 / VISUAL_SCALE)
+            for module in (model, dual):
+                module.requires_grad_(True).train()
+        else:
+            model, dual = VideoXL2(self.spec), DualEncoder(self.spec.vision, self.text)
+            initialise_for_training(model, seed)
+            initialise_for_training(dual, seed + 1)
+            with torch.no_grad():
+                model.language.embed_tokens.weight.mul_(EMBEDDING_SCALE)
         dual.image.encoder = model.vision
         return model.to(device), dual.to(device)
 
     def load(self, stage: str, modules: Mapping[str, nn.Module]) -> None:
-        """Fill modules with what a stage made of them; ``TrainingError`` where it has made nothing yet."""
-        if not (self.path(stage) / "state.pt").is_file():
+        """Fill modules with what a stage made of them.
+
+        Where it has made nothing yet they stay what the start made of them; ``TrainingError`` where there is no start.
+        """
+        if self.has(stage):
+            load_modules(self.path(stage), modules)
+        elif self.start is None:
             raise TrainingError(f"{self.folder} has no trained {stage}: run vxl train --stage {stage} first")
-        load_modules(self.path(stage), modules)
 
     def load_perception(self, model: VideoXL2) -> None:
         """Tower, DTS and projector of stage 1, the projector's output scaled for the decoder (``VISUAL_SCALE``)."""
         self.load("perception", {"vision": model.vision, "dts": model.dts, "projector": model.projector})
-        last = model.projector.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.mul_(VISUAL_SCALE)
-            last.bias.mul_(VISUAL_SCALE)
+        _scale_output(model, VISUAL_SCALE)
 
     def report_of(self, stage: str) -> dict[str, Any]:
         """What a training stage says of itself: from its ``stage.json``, or from state and log where it was cut."""
@@ -210,6 +257,32 @@ class Run:
         if path.is_file():
             return _read_json(path)
         return {"stage": stage, **state_facts(self.path(stage)), "device": None}
+
+
+def _scale_output(model: VideoXL2, factor: float) -> None:
+    """Multiply what the projector gives."""
+    last = model.projector.mlp[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
+
+
+def _keep_start(folder: Path, checkpoint: Path) -> None:
+    """Copy the checkpoint that a run goes on from into its folder; ``TrainingError`` where it began otherwise."""
+    kept, weights = folder / "start", "model.safetensors"
+    if kept.is_dir():
+        if not filecmp.cmp(kept / weights, checkpoint / weights, shallow=False):
+            raise TrainingError(f"{folder} was begun from another checkpoint; choose another folder or remove it")
+        return
+    if begun := [stage for stage in TRAINED_STAGES if (folder / stage).exists()]:
+        raise TrainingError(f"{folder} has begun stage {begun[0]} without a start; choose another folder or remove it")
+    if not (checkpoint / weights).is_file():
+        raise TrainingError(f"{checkpoint} has no {weights}: training goes on from a checkpoint that it wrote itself")
+    unfinished = folder / "start.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(checkpoint, unfinished)
+    unfinished.replace(kept)
 
 
 def state_facts(folder: Path) -> dict[str, Any]:
@@ -269,6 +342,10 @@ def _text_spec(spec: ModelSpec, tokenizer: tokenizers.Tokenizer) -> TextSpec:
     )
 
 
+def _text_spec_of(checkpoint: Path) -> TextSpec:
+    return TextSpec.from_config(_read_json(dual_encoder_folder(checkpoint) / "config.json"))
+
+
 def _footage(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     num_train = options.clips or DEFAULT_CLIPS
     num_validation = min(_MOST_VALIDATION, max(_LEAST_VALIDATION, num_train // _VALIDATION_SHARE))
@@ -304,6 +381,7 @@ def _perception(run: Run, options: StageOptions, observe: Observer) -> StageRepo
         run.tokenizer,
         settings,
         threads=options.workers,
+        settle_steps=0 if run.start is None else SETTLE_STEPS,
         on_step=_on_step(settings, observe),
     )
     return _finish(run, "perception", device)
@@ -369,8 +447,6 @@ def _instruction(run: Run, options: StageOptions, observe: Observer) -> StageRep
 def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) -> StageReport:
     device, settings = _device(options), _settings(stage, options)
     model, _ = run.models(device, settings.seed)
-    with torch.no_grad():
-        model.language.embed_tokens.weight.mul_(EMBEDDING_SCALE)
     if stage == "instruction":
         run.load("pretraining", {"language": model.language})
     language, on_step = LANGUAGE[stage], _on_step(settings, observe)
@@ -405,22 +481,28 @@ def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     model, dual = run.models(torch.device("cpu"), 0)
     # The dual encoder keeps the tower it was trained with, whatever the instruction stage made of the model's own.
     run.load_perception(model)
-    run.load("search", search_modules(dual))
+    run.load("perception", search_modules(dual))
+    if run.has("search"):
+        run.load("search", search_modules(dual))
     separate = DualEncoder(run.spec.vision, run.text)
     separate.load_state_dict(dual.state_dict())
     run.load("pretraining", {"language": model.language})
     trained = _trained_parts(run, "instruction")
     run.load("instruction", {name: module for name, module in parts_of(model, PARTS).items() if name in trained})
-    for stage in TRAINED_STAGES[1:]:
+    begun = [stage for stage in TRAINED_STAGES if run.has(stage)]
+    for stage in begun[1:]:
         _check_made_with(run, stage, run.path(stage) / "stage.json")
-    stages = [run.report_of(stage) for stage in TRAINED_STAGES]
+    earlier = [] if run.start is None else _read_json(run.start / "card.json").get("training", [])
+    stages = [*earlier, *(run.report_of(stage) for stage in begun)]
     raw = tokenizers.Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     name = "tiny" if run.spec == tiny_spec(raw) else run.folder.resolve().name
     card = model_card(name, model, separate, _count_clips(run), stages)
     write_checkpoint(run.path("checkpoint"), model, separate, raw, card)
     observe(1, 1, None)
     num_bytes = sum(path.stat().st_size for path in run.path("checkpoint").rglob("*") if path.is_file())
-    notices = [notice for stage in TRAINED_STAGES for notice in _cut_notices(run, stage)]
+    notices = [notice for stage in begun for notice in _cut_notices(run, stage)]
+    if "search" not in begun:
+        notices.append("search vectors are those of stage perception, since stage search has not run")
     facts = {"name": name, "parameters": card["parameters"], "bytes": num_bytes}
     return StageReport("export", str(run.folder), facts, ["checkpoint"], notices)
 
@@ -454,6 +536,8 @@ def _finish(run: Run, stage: Stage, device: torch.device, notices: list[str] | N
 
 
 def _cut_notices(run: Run, stage: Stage) -> list[str]:
+    if not run.has(stage):
+        return []
     facts = run.report_of(stage)
     is_out_of_time = facts["planned_s"] is not None and facts["wall_s"] >= facts["planned_s"]
     if facts["steps"] >= facts["planned_steps"] or is_out_of_time:
@@ -475,6 +559,7 @@ def _settings(stage: Stage, options: StageOptions) -> TrainSettings:
     return dataclasses.replace(
         default,
         steps=steps,
+        learning_rate=options.rate or default.learning_rate,
         warmup_steps=min(default.warmup_steps, max(1, steps // 10)),
         seed=options.seed,
         max_s=None if options.minutes is None else 60.0 * options.minutes,
@@ -489,6 +574,7 @@ def _refuse_idle_options(stage: str, options: StageOptions) -> None:
         "--clips": options.clips is not None and stage not in ("footage", "features"),
         "--unfreeze": bool(options.unfreeze) and stage != "instruction",
         "--processes": options.processes > 1 and stage not in TRAINED_STAGES,
+        "--rate": options.rate is not None and stage not in TRAINED_STAGES,
     }
     if named := [name for name, is_idle in idle.items() if is_idle]:
         raise TrainingError(f"stage {stage} takes no {', '.join(named)}")
@@ -520,13 +606,17 @@ def _count_clips(run: Run) -> dict[str, int]:
 
 def perception_digest(run: Run) -> str:
     """xxh3-128 of the tower, DTS and projector that stage 1 has made so far, as 32 hexadecimal digits."""
-    path = run.path("perception") / "state.pt"
-    if not path.is_file():
+    digest, parts = xxhash.xxh3_128(), ("vision", "dts", "projector")
+    if run.has("perception"):
+        path = run.path("perception") / "state.pt"
+        modules = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["modules"]
+    elif run.start is not None:
+        model, _ = run.models(torch.device("cpu"), 0)
+        modules = {part: model.get_submodule(part).state_dict() for part in parts}
+    else:
         raise TrainingError(f"{run.folder} has no trained perception: run vxl train --stage perception first")
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    digest = xxhash.xxh3_128()
-    for part in ("vision", "dts", "projector"):
-        for name, tensor in state["modules"][part].items():
+    for part in parts:
+        for name, tensor in modules[part].items():
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

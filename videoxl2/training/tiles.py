@@ -19,6 +19,7 @@ from torch import Tensor
 from videoxl2.config import PrefillSettings
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.prefill import Visibility
+from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +43,16 @@ class TileSet:
         (Z, R), C = self.rows_ZR.shape, self.columns_ZC.shape[1]
 
         def taken(x: Tensor, index: Tensor) -> Tensor:
-            return x.index_select(2, index.flatten())
+            return x.index_select(2, index.flatten()).unflatten(2, index.shape)
 
-        q = taken(q_BNMDh, self.rows_ZR).reshape(B, K, N // K, Z, R, Dh).transpose(2, 3)
-        k, v = (taken(x, self.columns_ZC).reshape(B, K, Z, 1, C, Dh) for x in (k_BKMDh, v_BKMDh))
-        bias_ZRC = q.new_zeros(Z, 1, R, C).masked_fill_(~self.allowed_ZRC[:, None], float("-inf"))
-        weights = ((q @ k.transpose(4, 5)) * Dh**-0.5 + bias_ZRC).softmax(dim=-1).to(v.dtype)
-        return (weights @ v).transpose(2, 3).reshape(B, N, Z * R, Dh)
+        # Query heads that share a KV head are more rows of it, [B * Z, N/K * R, Dh] for each of the K.
+        rows = (
+            taken(q_BNMDh, self.rows_ZR).unflatten(1, (K, N // K)).permute(1, 0, 3, 2, 4, 5).reshape(K, B * Z, -1, Dh)
+        )
+        k, v = (taken(x, self.columns_ZC).transpose(0, 1).reshape(K, B * Z, C, Dh) for x in (k_BKMDh, v_BKMDh))
+        bias = mask_bias(self.allowed_ZRC, pass_dtype(q_BNMDh)).repeat(B, N // K, 1)
+        found = torch.stack([masked_attention(*head, bias) for head in zip(rows, k, v, strict=True)])
+        return found.unflatten(2, (N // K, R)).unflatten(1, (B, Z)).permute(1, 0, 3, 2, 4, 5).reshape(B, N, Z * R, Dh)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,14 @@ from videoxl2.config import ModelSpec
 from videoxl2.model import VideoXL2
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.dialogues import Stretch
-from videoxl2.training.end_to_end import PARTS, PictureFeed, PixelDialogue, end_to_end_loss, parts_of, train_end_to_end
+from videoxl2.training.end_to_end import (
+    PARTS,
+    PictureFeed,
+    PixelDialogue,
+    end_to_end_losses,
+    parts_of,
+    train_end_to_end,
+)
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.facts import Facts
 from videoxl2.training.initialise import initialise_for_training
@@ -35,6 +42,10 @@ def sample_of(spec: ModelSpec, tokenizer: Tokenizer, pixels_F3SS: torch.Tensor) 
     stretch = Stretch(empty, times, Facts("street", 0.0, 4.0 * groups, (), ()))
     settings, rng = LanguageSettings(pooled=1.0, skip=0.0), np.random.default_rng(0)
     return PixelDialogue(pixels_F3SS, make_dialogue(tokenizer, stretch, QUESTIONS, settings, rng))
+
+
+def end_to_end_loss(model: VideoXL2, sample: PixelDialogue) -> torch.Tensor:
+    return end_to_end_losses(model, sample, LanguageSettings())["answer"]
 
 
 def without_gradient(model: VideoXL2) -> list[str]:

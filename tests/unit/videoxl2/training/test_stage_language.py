@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,11 +15,17 @@ from videoxl2.kv import ChunkKV, sparsify
 from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
-from videoxl2.training.dialogues import Stretch, join_facts
-from videoxl2.training.facts import Facts
+from videoxl2.training.dialogues import Stretch, evidence_groups, join_facts
+from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.questions import QA
-from videoxl2.training.stage_language import LanguageSettings, dialogue_logits, make_dialogue
+from videoxl2.training.stage_language import (
+    LanguageSettings,
+    dialogue_losses,
+    grounded_layers,
+    make_dialogue,
+    read_dialogue,
+)
 
 QUESTIONS = [
     QA("exists", "Is there a red car?", "yes", (), None, ()),
@@ -65,7 +72,7 @@ def test_dense_samples_equal_inference(num_groups: int) -> None:
     settings = LanguageSettings(skip=0.0, pooled=0.0)
     sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0))
     with torch.no_grad():
-        trained = dialogue_logits(model.language, sample)
+        trained = read_dialogue(model.language, sample).logits_AV
         expected = logits_by_inference(model, stretch, None)
     assert trained.shape == expected.shape
     torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
@@ -88,7 +95,7 @@ def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
         }
         seen.add(frozenset(dense))
         with torch.no_grad():
-            trained = dialogue_logits(model.language, sample)
+            trained = read_dialogue(model.language, sample).logits_AV
             expected = logits_by_inference(model, stretch, dense)
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
     assert len(seen) > 3
@@ -105,7 +112,7 @@ def test_gradients_reach_every_parameter_of_the_decoder() -> None:
         LanguageSettings(pooled=1.0),
         np.random.default_rng(1),
     )
-    dialogue_logits(model.language, sample).square().mean().backward()
+    read_dialogue(model.language, sample).logits_AV.square().mean().backward()
     missing = [name for name, p in model.language.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert missing == []
 
@@ -116,3 +123,100 @@ def test_joined_facts_keep_objects_of_parts_apart() -> None:
     assert join_facts([part]) is part
     joined = join_facts([part, later])
     assert (joined.camera_kind, joined.start_s, joined.end_s) == ("street", 0.0, 40.0)
+
+
+def street_with_a_runner(num_groups: int, spec: LanguageSpec) -> Stretch:
+    """Somebody is seen from 8 s to 30 s and runs from 13 s to 21 s: during groups 3, 4 and 5."""
+    who = ObjectFact("a", "person", {"shirt": "red"}, ((8.0, 30.0),), (), True)
+    run = EventFact("event-0", "run", "a", None, 13.0, 21.0, False)
+    facts = Facts("street", 0.0, 4.0 * num_groups, (who,), (run,))
+    return dataclasses.replace(stretch_of(num_groups, spec), facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("item", "groups"),
+    [
+        (QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a")), [3, 4, 5]),
+        (QA("exists", "Does somebody run?", "yes", (), (13.0, 21.0), ("event-0",)), [3, 4, 5]),
+        (QA("exists", "Is there a person?", "yes", (), (8.0, 30.0), ("a",)), [2, 3, 4, 5, 6, 7]),
+        (QA("exists", "Is there a dog?", "no", (), None, ()), []),
+        (QA("where", "Where is the person?", "left", (), (8.0, 12.0), ("a",)), [2]),
+        (QA("describe", "What happens?", "A person runs.", (), None, ("event-0",)), []),
+    ],
+)
+def test_the_evidence_is_where_the_answer_can_be_seen(item: QA, groups: list[int]) -> None:
+    stretch = street_with_a_runner(12, tiny_model().spec.language)
+    assert np.flatnonzero(evidence_groups(stretch, item)).tolist() == groups
+
+
+def noting(compute: Callable[[torch.Tensor], torch.Tensor], seen: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A function that does the same and keeps what it gave."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compute(x))
+        return seen[-1]
+
+    return run
+
+
+def test_grounding_is_the_attention_that_falls_on_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the attention weights written out, in a pass over the assembled cache as inference makes it."""
+    model = tiny_model()
+    decoder = model.language
+    stretch = street_with_a_runner(12, decoder.spec)
+    item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
+    sample = make_dialogue(
+        model.tokenizer, stretch, [item], LanguageSettings(skip=0.0, pooled=0.0), np.random.default_rng(0)
+    )
+    with torch.no_grad():
+        misses = read_dialogue(decoder, sample, grounded=True).misses
+        visual = torch.from_numpy(stretch.visual_GPD).float()
+        chunks = prefill(model, visual, list(stretch.times_s), PrefillSettings(), 6).chunks
+        suffix = model.tokenizer.prompt_parts(item.question)[1]
+        shares = []
+        for layer in grounded_layers(decoder.spec.num_layers):
+            cache, attention = assemble_cache(model, chunks), decoder.layers[layer].self_attn
+            seen: list[torch.Tensor] = []
+            with monkeypatch.context() as patched:
+                patched.setattr(attention, "queries", noting(attention.queries, seen))
+                decoder.extend(cache, decoder.embed(suffix))
+            q_NTDh = decoder.rotary(cache.length - len(suffix), cache.length).rotate(seen[0])[0]
+            heads = decoder.spec.num_heads // decoder.spec.num_kv_heads
+            logits_HM = q_NTDh[:heads, -1] @ cache.keys(layer, cache.length)[0].T * decoder.spec.head_dim**-0.5
+            first, last = sample.layout.spans[3].start, sample.layout.spans[5].end
+            shares.append(logits_HM.softmax(-1)[:, first:last].sum(-1))
+    assert len(misses) == 2 and misses[0].shape == (heads, 1)
+    torch.testing.assert_close(torch.stack(misses)[..., 0].neg().exp(), torch.stack(shares), atol=1e-5, rtol=0)
+
+
+def test_grounding_teaches_the_told_heads_to_look() -> None:
+    model = tiny_model()
+    decoder = model.language.train()
+    settings = LanguageSettings(skip=0.0, pooled=0.0, grounding_weight=1.0)
+    item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
+    sample = make_dialogue(
+        model.tokenizer, street_with_a_runner(12, decoder.spec), [item], settings, np.random.default_rng(0)
+    )
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
+    found = []
+    for _ in range(25):
+        losses = dialogue_losses(decoder, sample, settings)
+        optimiser.zero_grad()
+        losses["grounding"].backward()
+        optimiser.step()
+        found.append(float(losses["grounding"].detach()))
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_nobody_is_told_where_to_look_for_what_is_not_there() -> None:
+    model = tiny_model()
+    item = QA("exists", "Is there a dog?", "no", (), None, ())
+    settings = LanguageSettings(pooled=1.0, grounding_weight=1.0)
+    sample = make_dialogue(
+        model.tokenizer, street_with_a_runner(12, model.spec.language), [item], settings, np.random.default_rng(0)
+    )
+    with torch.no_grad():
+        losses = dialogue_losses(model.language, sample, settings)
+    assert float(losses["grounding"]) == 0.0 and float(losses["answer"]) > 0

@@ -129,3 +129,50 @@ def test_a_weight_beyond_half_precision_is_refused_before_anything_is_written(
     with pytest.raises(ModelError, match=r"text\.head\.weight of the dual encoder"):
         write_checkpoint(tmp_path / "out", model, dual, raw_tokenizer(), {"name": "x", "weights": "trained"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, models: tuple[VideoXL2, DualEncoder]) -> Path:
+    """A checkpoint folder to go on from."""
+    model, dual = models
+    card = model_card("small", model, dual, {"train": 3}, [{"stage": "perception", "steps": 7}])
+    write_checkpoint(tmp_path / "checkpoint", model, dual, raw_tokenizer(), card)
+    return tmp_path / "checkpoint"
+
+
+def test_a_run_goes_on_from_a_checkpoint(
+    tmp_path: Path, checkpoint: Path, models: tuple[VideoXL2, DualEncoder]
+) -> None:
+    """Nothing was trained yet: what is exported is what it began with, and the stages before are still told of."""
+    run = Run.open(tmp_path / "run", StageOptions(start=str(checkpoint)))
+    model, dual = run.models(torch.device("cpu"), 5)
+    assert dual.image.encoder is model.vision
+    assert all(parameter.requires_grad for module in (model, dual) for parameter in module.parameters())
+    shutil.rmtree(checkpoint)  # the run keeps a copy
+    (tmp_path / "run" / "clips" / "train").mkdir(parents=True)
+    report = run_stage("export", tmp_path / "run", StageOptions())
+    assert any("search vectors" in notice for notice in report.notices)
+    exported = VideoXL2.from_pretrained(str(tmp_path / "run" / "checkpoint"), device="cpu")
+    for name, parameter in exported.named_parameters():
+        before = models[0].get_parameter(name).detach().half().float()
+        torch.testing.assert_close(parameter, before, atol=1e-3, rtol=1e-3)
+    assert [stage["steps"] for stage in exported.info.card["training"]] == [7]
+
+
+def test_a_run_has_one_start(
+    tmp_path: Path, checkpoint: Path, config: Path, models: tuple[VideoXL2, DualEncoder]
+) -> None:
+    folder, options = tmp_path / "run", StageOptions(start=str(checkpoint))
+    with pytest.raises(TrainingError, match="give no other configuration"):
+        Run.open(folder, dataclasses.replace(options, config=config))
+    assert not folder.exists()
+    Run.open(folder, options)
+    assert Run.open(folder, options).start == Run.open(folder, StageOptions()).start == folder / "start"
+    with torch.no_grad():
+        models[0].language.norm.weight.add_(1.0)
+    write_checkpoint(checkpoint, *models, raw_tokenizer(), {"name": "x", "weights": "trained"})
+    with pytest.raises(TrainingError, match="begun from another checkpoint"):
+        Run.open(folder, options)
+    (tmp_path / "other" / "perception").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="has begun stage perception without a start"):
+        Run.open(tmp_path / "other", options)
