@@ -65,7 +65,7 @@ def test_all_stages_one_after_the_other(tmp_path: Path) -> None:
     for stage in ("perception", "search"):
         report = train(run, stage, "--steps", "3")
         assert report["steps"] == 3 and report["validation"]["search_ap"] >= 0
-    assert train(run, "features")["computed"] == 8
+    assert train(run, "features", "--processes", "2")["computed"] == 8
     assert train(run, "features")["computed"] == 0
 
     refused = call("train", "--stage", "instruction", "--folder", run, "--device", "cpu", "--steps", "2")

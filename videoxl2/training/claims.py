@@ -70,7 +70,7 @@ class Claim:
         if event.kind != (action or self.action):
             return False
         actors = [event.object_id, event.target_id] if event.kind == "meet" else [event.object_id]
-        return any(self.fits(facts.object(actor)) for actor in actors if actor is not None and _is_known(facts, actor))
+        return any(self.fits(facts.by_id[actor]) for actor in actors if actor is not None and actor in facts.by_id)
 
     def intervals(self, facts: Facts) -> tuple[Interval, ...]:
         """When it is true."""
@@ -103,10 +103,6 @@ class Claim:
         by_action = self.action is None or is_allowed(split, self.kind, self.colour, self.action)
         by_clothes = self.trousers is None or is_allowed(split, "shirt", self.colour, "trousers", self.trousers)
         return by_action and by_clothes
-
-
-def _is_known(facts: Facts, object_id: str) -> bool:
-    return any(item.object_id == object_id for item in (*facts.objects, *facts.doubtful_objects))
 
 
 @lru_cache(maxsize=256)

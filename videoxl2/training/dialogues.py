@@ -9,7 +9,8 @@ Shapes: G frame groups, P visual tokens per group, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from videoxl2.training.scene import Scene
 
 GROUP_S = 4.0
 _LONG = ("describe", "events")
+_WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5}
+"""How often each kind is asked where there is a choice; others count 1."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,12 @@ def questions_about(stretch: Stretch, seed: int, per_kind: int, most: int, long_
     rng = np.random.default_rng([seed, 43])
     asked = questions_of(stretch.facts, seed, "train", per_kind)
     kept = [item for item in asked if item.kind not in _LONG or rng.random() < long_answers / per_kind]
-    return [kept[i] for i in rng.permutation(len(kept))[:most].tolist()]
+    if not kept:
+        return []
+    number = Counter(item.kind for item in kept)
+    weights = np.asarray([_WANTED.get(item.kind, 1.0) / number[item.kind] for item in kept])
+    chosen = rng.choice(len(kept), min(most, len(kept)), replace=False, p=weights / weights.sum())
+    return [kept[i] for i in chosen.tolist()]
 
 
 def evidence_groups(stretch: Stretch, item: QA) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,13 @@ class Facts:
     doubtful_objects: tuple[ObjectFact, ...] = ()
     doubtful_events: tuple[EventFact, ...] = ()
 
+    @cached_property
+    def by_id(self) -> Mapping[str, ObjectFact]:
+        """All objects, doubtful ones too."""
+        return {item.object_id: item for item in (*self.doubtful_objects, *self.objects)}
+
     def object(self, object_id: str) -> ObjectFact:
-        return next(item for item in (*self.objects, *self.doubtful_objects) if item.object_id == object_id)
+        return self.by_id[object_id]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

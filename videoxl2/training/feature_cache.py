@@ -13,6 +13,7 @@ import torch
 
 from videoxl2.model import VideoXL2
 from videoxl2.preprocess import frames_to_pixels
+from videoxl2.training import replicas
 from videoxl2.training.dialogues import CachedClip
 from videoxl2.training.recordings import Recording, finished_files
 from videoxl2.training.splits import Split
@@ -27,14 +28,15 @@ def cache_features(
     dtype: torch.dtype | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the visual tokens of a split's clips that ``cache`` lacks; gives how many were computed.
+    """Write the visual tokens of a split's clips that ``cache`` lacks; gives how many were computed here.
 
-    A clip begins at a random one of its first four frames, so that groups are cut at all moments.
+    A clip begins at a random one of its first four frames, so that groups are cut at all moments. Replicas share the
+    clips.
     """
     (cache / split).mkdir(parents=True, exist_ok=True)
     done = 0
     size = model.spec.frames_per_group
-    for path in finished_files(clips / split, ".npz")[:limit]:
+    for path in finished_files(clips / split, ".npz")[:limit][replicas.rank() :: replicas.count()]:
         target = cache / split / f"{path.stem}.npy"
         if target.exists():
             continue

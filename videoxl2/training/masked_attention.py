@@ -9,6 +9,8 @@ Shapes: Z attentions at once, R rows, C columns, Dh head width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,15 @@ from torch import Tensor
 def pass_dtype(x: Tensor) -> torch.dtype:
     """The dtype that products have here: autocast's where it is on, else that of ``x``."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else x.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Products keep the dtype of what is given; the meta device knows no autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def mask_bias(allowed_ZRC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -32,7 +42,7 @@ def masked_attention(q_ZRDh: Tensor, k_ZCDh: Tensor, v_ZCDh: Tensor, bias_ZRC: T
     In bfloat16 a logit keeps three decimal digits: enough to learn by, and half of the bytes.
     """
     dtype, scale = pass_dtype(q_ZRDh), q_ZRDh.shape[-1] ** -0.5
-    with torch.autocast(q_ZRDh.device.type, enabled=False):
+    with without_autocast(q_ZRDh.device):
         q, k, v = (x.to(dtype) for x in (q_ZRDh, k_ZCDh, v_ZCDh))
         weights_ZRC = torch.baddbmm(bias_ZRC, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
         return weights_ZRC @ v

@@ -120,8 +120,10 @@ class PerceptionHeads(nn.Module):
         self.frame = nn.Linear(spec.vision.width, sum(FRAME_SIZES))
         self.cell = nn.Linear(spec.dts.channels, SET_SIZE)
         self.token = nn.Linear(spec.language.width, SET_SIZE)
-        for head in (self.cell, self.token):
-            nn.init.constant_(head.bias, -4.0)
+        # From nothing, whatever the size of the features that they read.
+        for head, rarity in ((self.frame, 0.0), (self.cell, -4.0), (self.token, -4.0)):
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, rarity)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ class _Asker:
         self.split = split
         self.all_objects = (*facts.objects, *facts.doubtful_objects)
         self.main_events = [event for event in facts.events if event.kind not in _MINOR]
+        self._told_apart: list[EventFact] | None = None
 
     def one(self, options: Sequence[T]) -> T:
         return options[int(self.rng.integers(len(options)))]
@@ -175,13 +176,13 @@ class _Asker:
 
     def only_events(self, kinds: Sequence[str] | None = None) -> list[EventFact]:
         """Events told apart by who (kind and colour) does what."""
-        found = []
-        for event in self.main_events:
-            if kinds is None or event.kind in kinds:
-                claim = self.claim_of(self.facts.object(event.object_id), event.kind)
-                if self.is_only(event, claim):
-                    found.append(event)
-        return found
+        if self._told_apart is None:
+            self._told_apart = [
+                event
+                for event in self.main_events
+                if self.is_only(event, self.claim_of(self.facts.object(event.object_id), event.kind))
+            ]
+        return [event for event in self._told_apart if kinds is None or event.kind in kinds]
 
     def rare_first(self, events: Sequence[EventFact]) -> EventFact:
         """One of the events, each kind of action as likely as any other."""

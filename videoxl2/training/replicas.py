@@ -130,8 +130,17 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 def slowest(value: float) -> float:
     """The largest of the replicas' values, so that all take one decision where clocks differ."""
+    return _reduced(value, distributed.ReduceOp.MAX)
+
+
+def total(value: float) -> float:
+    """The sum of the replicas' values."""
+    return _reduced(value, distributed.ReduceOp.SUM)
+
+
+def _reduced(value: float, how: Any) -> float:
     if not is_shared():
         return value
     held = torch.tensor(value, dtype=torch.float64)
-    distributed.all_reduce(held, op=distributed.ReduceOp.MAX)
+    distributed.all_reduce(held, op=how)
     return float(held)

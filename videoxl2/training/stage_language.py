@@ -38,7 +38,7 @@ from videoxl2.training.dialogues import (
     questions_about,
     random_stretch,
 )
-from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype
+from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype, without_autocast
 from videoxl2.training.questions import QA
 from videoxl2.training.replicas import batch_number
 from videoxl2.training.tiles import VideoTiles, tile_video
@@ -274,7 +274,7 @@ class DialogueAttention:
         """Minus the logarithm of the share of attention that falls on the evidence, [H, E], for KV head 0's queries."""
         keys_XDh = self._seen[0][0, 0].float()
         q_HEDh = q_BNTDh[0, : q_BNTDh.shape[1] // self._seen[0].shape[1]].index_select(1, self._ask_E).float()
-        with torch.autocast(q_BNTDh.device.type, enabled=False):
+        with without_autocast(q_BNTDh.device):
             logits_HEX = (q_HEDh @ keys_XDh.T) * q_HEDh.shape[-1] ** -0.5
         all_HE = logits_HEX.masked_fill(~self._allowed_TX.index_select(0, self._ask_E), float("-inf")).logsumexp(-1)
         C = self._evidence_EC.shape[1]
@@ -377,12 +377,16 @@ def train_language(
         with torch.autocast(decoder.device.type, torch.bfloat16):
             return mean_losses([dialogue_losses(decoder, sample, language) for sample in samples])
 
+    def validate() -> Mapping[str, float]:
+        with torch.autocast(decoder.device.type, torch.bfloat16):
+            return answer_accuracy(decoder, checks, language.grounding_weight > 0)
+
     return fit(
         folder,
         {"language": decoder},
         losses_at,
         settings,
-        validate=lambda: answer_accuracy(decoder, checks, language.grounding_weight > 0),
+        validate=validate,
         validate_every=validate_every,
         on_step=on_step,
     )

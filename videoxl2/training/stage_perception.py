@@ -37,7 +37,7 @@ from videoxl2.training.perception import (
     targets_of,
 )
 from videoxl2.training.recordings import Recording, finished_files
-from videoxl2.training.replicas import batch_number
+from videoxl2.training.replicas import average_gradients, batch_number
 from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS, CELL_MOTIONS
 from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
 from videoxl2.training.splits import Split
@@ -49,6 +49,7 @@ _COMMON_ACTIONS = frozenset({"enter", "leave", "walk", "drive", "open"})
 _COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
 _RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
 _ANY_WINDOW = 0.12
+_SETTLING_RATE = 2e-3
 # Row 3 of a table of actors is their motion.
 _MOTION = 3
 _MIRRORED_MOTIONS = np.asarray(
@@ -271,19 +272,33 @@ class SigmoidScale(torch.nn.Module):
         self.logit_scale, self.logit_bias = dual.logit_scale, dual.logit_bias
 
 
-def forward_losses(
-    modules: PerceptionModules, batch: PerceptionBatch, *, heads_only: bool = False
-) -> dict[str, Tensor]:
-    """The named losses of a batch; with ``heads_only`` no gradient goes beyond what is read off the features."""
+def forward_losses(modules: PerceptionModules, batch: PerceptionBatch) -> dict[str, Tensor]:
+    """The named losses of a batch."""
     device = modules.model.device
     with torch.autocast(device.type, torch.bfloat16):
-        with torch.set_grad_enabled(not heads_only):
-            features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
-            seen = perceive(modules.model, features_FPD)
+        features_FPD = modules.model.vision(batch.pixels_F3SS.to(device))
+        seen = perceive(modules.model, features_FPD)
         losses = perception_loss(modules.heads, seen, batch.targets.to(device))
         vectors_GE = group_vectors(modules.dual, features_FPD)
     losses["search"] = 4 * sigmoid_loss(modules.dual, vectors_GE, batch.text_BT.to(device), batch.labels_BG.to(device))
     return losses
+
+
+def settle_heads(modules: PerceptionModules, batch_of: Callable[[int], PerceptionBatch], steps: int) -> None:
+    """Let new heads learn to read the features of a trained model, which stays as it is meanwhile."""
+    heads = list(modules.heads.parameters())
+    optimiser = torch.optim.AdamW(heads, lr=_SETTLING_RATE)
+    device = modules.model.device
+    for step in range(steps):
+        batch = batch_of(step)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                seen = perceive(modules.model, modules.model.vision(batch.pixels_F3SS.to(device)))
+            losses = perception_loss(modules.heads, seen, batch.targets.to(device))
+        optimiser.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        average_gradients(heads)
+        optimiser.step()
 
 
 def train_perception(
@@ -300,7 +315,7 @@ def train_perception(
 ) -> int:
     """Run or continue stage 1 on recorded clips (``recordings``); gives the steps done.
 
-    During the first ``settle_steps`` only heads learn: those of a trained model are new.
+    A run that begins with a trained model lets its new heads settle for ``settle_steps`` first.
     """
     torch.manual_seed(settings.seed)
     spec = modules.model.spec
@@ -314,8 +329,11 @@ def train_perception(
     check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False)
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
 
+    if not (folder / "state.pt").exists():
+        settle_heads(modules, feed.get, settle_steps)
+
     def losses_at(step: int) -> Mapping[str, Tensor]:
-        return forward_losses(modules, feed.get(step), heads_only=step < settle_steps)
+        return forward_losses(modules, feed.get(step))
 
     return fit(
         folder,

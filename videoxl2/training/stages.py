@@ -68,7 +68,7 @@ DEFAULTS: Mapping[str, TrainSettings] = {
 LANGUAGE: Mapping[str, LanguageSettings] = {
     "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2),
     "instruction": LanguageSettings(
-        groups=(4, 8, 15, 25, 36, 75, 150), samples=3, questions=24, per_kind=3, pooled=0.4, grounding_weight=0.2
+        groups=(4, 8, 15, 15, 30, 30, 75, 150), samples=3, questions=22, per_kind=4, pooled=0.5, grounding_weight=0.2
     ),
 }
 """How long stretches are (in frame groups), and which share of samples has pooled chunks."""
@@ -416,8 +416,10 @@ def _features(run: Run, options: StageOptions, observe: Observer) -> StageReport
         raise TrainingError(
             f"{cache} was made by another perception: remove it, and the stages after it, to make it anew"
         )
+    replicas.slowest(0.0)  # all have looked before one writes
     cache.mkdir(exist_ok=True)
-    _write_json(note, {"perception": made_by})
+    if replicas.rank() == 0:
+        _write_json(note, {"perception": made_by})
     total = sum(len(found) for found in paths.values())
     computed = 0
     for split in reversed(_SPLITS):
@@ -429,8 +431,9 @@ def _features(run: Run, options: StageOptions, observe: Observer) -> StageReport
             split,
             options.clips,
             torch.bfloat16 if device.type == "cuda" else None,
-            on_progress=lambda done, before=before: observe(before + done, total, None),  # type: ignore[misc]
+            on_progress=lambda done, before=before: observe((before + done) * replicas.count(), total, None),  # type: ignore[misc]
         )
+    computed = round(replicas.total(computed))
     cached = {split: len(finished_files(cache / split, ".npy")) for split in _SPLITS}
     facts = {"computed": computed, "cached": cached, "device": device_name(device)}
     return StageReport("features", str(run.folder), facts, ["features"], _cut_notices(run, "perception"))
@@ -573,7 +576,7 @@ def _refuse_idle_options(stage: str, options: StageOptions) -> None:
         "--minutes": options.minutes is not None and stage not in TRAINED_STAGES,
         "--clips": options.clips is not None and stage not in ("footage", "features"),
         "--unfreeze": bool(options.unfreeze) and stage != "instruction",
-        "--processes": options.processes > 1 and stage not in TRAINED_STAGES,
+        "--processes": options.processes > 1 and stage not in (*TRAINED_STAGES, "features"),
         "--rate": options.rate is not None and stage not in TRAINED_STAGES,
     }
     if named := [name for name, is_idle in idle.items() if is_idle]:
