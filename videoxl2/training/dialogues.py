@@ -71,7 +71,7 @@ class StretchSettings:
 
     groups: tuple[int, ...]
     longest_window: int = 14
-    late_start: float = 0.5
+    late_start: float = 0.35
     gap: float = 0.15
 
 

@@ -86,7 +86,8 @@ class Pooling:
 class Dialogue:
     """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
     weighs it. ``owner_T`` is the question that a token belongs to.
-    ``evidence_EC`` says which entries of the cache show the answer whose first token follows token ``ask_E``.
+    ``evidence_EC`` says which entries of the cache show what follows token ``ask_E``; ``look_E`` weighs it, so that
+    each question counts alike.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``pool`` makes
     the cache from its tokens; ``cache_position_C`` and ``position_T`` are positions while questions are asked.
@@ -105,6 +106,7 @@ class Dialogue:
     weight_T: Tensor
     ask_E: Tensor
     evidence_EC: Tensor
+    look_E: Tensor
     kinds: tuple[str, ...] = field(default=())
 
 
@@ -139,6 +141,7 @@ def make_dialogue(
     weights: list[float] = []
     asks: list[int] = []
     evidence: list[np.ndarray] = []
+    looks: list[float] = []
     group_C = _groups_of_tokens(layout)[kept]
     end = tokenizer.eos_ids
     stop = tokenizer.token_id("<|im_end|>")
@@ -147,10 +150,10 @@ def make_dialogue(
         suffix = tokenizer.prompt_parts(item.question)[1]
         answer = [*tokenizer.encode(item.answer), stop]
         ids = [*suffix, *answer[:-1]]
-        seen_G = evidence_groups(stretch, item)
-        if seen_G.any() and seen_G.mean() <= _MOST_EVIDENCE:
-            asks.append(len(tokens) + len(suffix) - 1)
-            evidence.append(np.concatenate((seen_G, [False]))[group_C])
+        for place, look_G, share_of_looks in _looks(item, evidence_groups(stretch, item), answer, tokenizer):
+            asks.append(len(tokens) + len(suffix) - 1 + place)
+            evidence.append(np.concatenate((look_G, [False]))[group_C])
+            looks.append(share_of_looks)
         is_long = item.kind in ("describe", "events")
         share = (settings.long_answer_weight if is_long else 1.0) / len(answer)
         tokens += ids
@@ -172,8 +175,27 @@ def make_dialogue(
         torch.tensor(weights) / max(1, len(questions)),
         torch.tensor(asks, dtype=torch.long),
         torch.from_numpy(np.stack(evidence)) if evidence else torch.zeros(0, len(kept), dtype=torch.bool),
+        torch.tensor(looks),
         tuple(item.kind for item in questions),
     )
+
+
+def _looks(
+    item: QA, seen_G: np.ndarray, answer: Sequence[int], tokenizer: Tokenizer
+) -> list[tuple[int, np.ndarray, float]]:
+    """Where to look for which token of the answer: its place, frame groups [G], and its share of the question.
+
+    All is seen before the first token. A time has two ends: it is read off the first and the last of the groups.
+    """
+    if not seen_G.any() or seen_G.mean() > _MOST_EVIDENCE:
+        return []
+    between = tokenizer.encode(" to")
+    if item.kind != "when" or len(between) != 1 or between[0] not in answer:
+        return [(0, seen_G, 1.0)]
+    groups = np.flatnonzero(seen_G)
+    ends = (np.arange(len(seen_G)) == groups[0], np.arange(len(seen_G)) == groups[-1])
+    middle = answer.index(between[0])
+    return [(place, ends[place > middle], 1 / (len(answer) - 1)) for place in range(len(answer) - 1)]
 
 
 def _groups_of_tokens(layout: TokenLayout) -> np.ndarray:
@@ -315,7 +337,10 @@ def dialogue_losses(decoder: QwenDecoder, dialogue: Dialogue, settings: Language
     losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()}
     if settings.grounding_weight > 0:
         # A video without known evidence counts as found, so that the mean over samples has one of each.
-        miss = torch.stack(reading.misses).mean() if reading.misses else logits_AV.new_zeros(())
+        miss = logits_AV.new_zeros(())
+        if reading.misses:
+            look_E = dialogue.look_E.to(logits_AV.device)
+            miss = torch.stack(reading.misses).mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
     return losses
 

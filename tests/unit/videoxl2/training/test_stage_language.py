@@ -220,3 +220,20 @@ def test_nobody_is_told_where_to_look_for_what_is_not_there() -> None:
     with torch.no_grad():
         losses = dialogue_losses(model.language, sample, settings)
     assert float(losses["grounding"]) == 0.0 and float(losses["answer"]) > 0
+
+
+def test_a_time_is_read_off_both_ends_of_the_evidence() -> None:
+    model = tiny_model()
+    stretch = street_with_a_runner(12, model.spec.language)
+    item = QA("when", "When does a person run? Answer in seconds.", "13 to 21 seconds", (), (13.0, 21.0), ("event-0",))
+    rng = np.random.default_rng(0)
+    sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0, pooled=0.0), rng)
+    answer = [*model.tokenizer.encode(item.answer), model.tokenizer.token_id("<|im_end|>")]
+    told = sample.target_T[sample.ask_E].tolist()
+    assert told == answer[:-1]
+    middle = answer.index(model.tokenizer.encode(" to")[0])
+    spans = sample.layout.spans
+    for place, evidence_C in enumerate(sample.evidence_EC):
+        span = spans[3 if place <= middle else 5]
+        assert torch.nonzero(evidence_C)[:, 0].tolist() == list(range(span.start, span.end))
+    assert float(sample.look_E.sum()) == pytest.approx(1.0)
