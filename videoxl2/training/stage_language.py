@@ -209,8 +209,9 @@ def _groups_of_tokens(layout: TokenLayout) -> np.ndarray:
 def _random_pooling(layout: TokenLayout, rng: np.random.Generator) -> Pooling:
     """Random levels: every chunk stays dense or is pooled as ``sparsify`` does."""
     chunks = plan_chunks(layout.num_groups, _CHUNK_GROUPS)
-    share = rng.uniform(0.2, 1.0)
-    is_dense = [rng.random() < share or number in (0, len(chunks) - 1) for number in range(len(chunks))]
+    share = rng.uniform(0.05, 1.0)
+    ends = (0, len(chunks) - 1) if rng.random() < 0.5 else ()
+    is_dense = [rng.random() < share or number in ends for number in range(len(chunks))]
     if rng.random() < 0.15:
         is_dense = [False] * len(chunks)
     starts, lengths = [torch.arange(layout.visual_start)], [torch.ones(layout.visual_start)]
