@@ -57,8 +57,8 @@ class VideoXL2(nn.Module):
         """Load a packaged checkpoint, a folder or a model of the local Hub cache.
 
         ``device`` None takes the GPU where there is one; ``dtype`` None takes float32 on a CPU and bfloat16 on a GPU;
-        ``attention`` is ``auto``, ``sdpa`` or ``flash``. Raises ``ModelError`` (absent, unsupported configuration) or
-        ``CheckpointMismatch``.
+        ``attention`` is ``auto`` or one of ``AttentionBackend``. Raises ``ModelError`` (absent, unsupported
+        configuration) or ``CheckpointMismatch``.
         """
         info = read_checkpoint_info(resolve_checkpoint(name_or_folder))
         device, dtype = choose_device(device, dtype)

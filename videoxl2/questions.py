@@ -118,7 +118,7 @@ class _SharedAttention:
         same_TM = owners_M[-count:, None] == owners_M[None, :]
         earlier_TM = torch.ones_like(same_TM).tril_(len(owners) - count)
         self._mask_TM = same_TM & earlier_TM
-        self._reuse = BiasReuse()
+        self._reuse, self._backend = BiasReuse(), decoder.backend
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         self._cache.write(layer, self._start, self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0])
@@ -127,4 +127,5 @@ class _SharedAttention:
         keys, values = self._cache.keys(layer, self._end)[None], self._cache.values(layer, self._end)[None]
         video = (keys[:, :, : self._video], values[:, :, : self._video])
         own = (keys[:, :, self._video :], values[:, :, self._video :])
-        return attend_parts(self._rotary.rotate(q_BNTDh), [video], own, self._mask_TM, reuse=self._reuse)
+        q = self._rotary.rotate(q_BNTDh)
+        return attend_parts(q, [video], own, self._mask_TM, reuse=self._reuse, backend=self._backend)
