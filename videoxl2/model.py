@@ -9,12 +9,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from videoxl2.attention import choose_backend
-from videoxl2.chat import ChatMode, Selection, VideoFrames, chat, index_frames
+from videoxl2.chat import ChatMode, Frames, Selection, VideoFrames, chat, index_frames
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
 from videoxl2.decode import Piece, assemble_cache
@@ -155,12 +154,15 @@ class VideoXL2(nn.Module):
 
     def index(
         self,
-        frames_FHW3: np.ndarray | Tensor,
+        frames_FHW3: Frames,
         times_s: Sequence[float],
         settings: PrefillSettings | None = None,
         chunk_groups: int = 6,
     ) -> PrefillResult:
-        """KV of a video from its sampled frames (uint8 RGB) and their times; see ``chat.index_frames``."""
+        """KV of a video from its sampled frames (uint8 RGB) and their times; see ``chat.index_frames``.
+
+        ``frames_FHW3`` is an array, a tensor, or what decodes frames when a slice of it is taken.
+        """
         return index_frames(self, VideoFrames(frames_FHW3, times_s), settings, chunk_groups)
 
     def chat(

@@ -111,12 +111,12 @@ def video_layout(tokenizer: PromptTokenizer, group_times_s: Sequence[float], vis
 def prefill_layout(
     decoder: QwenDecoder,
     layout: TokenLayout,
-    visual_GPD: Tensor,
+    visual_GPD: VisualTokens,
     group_times_s: Sequence[float],
     settings: PrefillSettings,
     chunk_groups: int,
 ) -> PrefillResult:
-    """``prefill`` for a layout that is already made, as parity runs do."""
+    """``prefill`` for a layout that is already made, and for visual tokens that arrive while it runs."""
     pieces = prefill_pieces(decoder, layout, visual_GPD, settings, chunk_groups)
     prefix = next(pieces)
     return PrefillResult(prefix.kv_LSKMDh, list(pieces), tuple(group_times_s), settings)
