@@ -17,6 +17,7 @@ from videoxl2.chat import ChatMode, Frames, Selection, VideoFrames, chat, index_
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
 from videoxl2.decode import Piece, assemble_cache
+from videoxl2.decode_step import choose_stepping
 from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import KVCache
@@ -52,12 +53,13 @@ class VideoXL2(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
+        decoding: str = "eager",
     ) -> VideoXL2:
         """Load a packaged checkpoint, a folder or a model of the local Hub cache.
 
         ``device`` None takes the GPU where there is one; ``dtype`` None takes float32 on a CPU and bfloat16 on a GPU;
-        ``attention`` is ``auto`` or one of ``AttentionBackend``. Raises ``ModelError`` (absent, unsupported
-        configuration) or ``CheckpointMismatch``.
+        ``attention`` is ``auto`` or one of ``AttentionBackend``, ``decoding`` one of ``Stepping``. Raises
+        ``ModelError`` (absent, unsupported configuration) or ``CheckpointMismatch``.
         """
         info = read_checkpoint_info(resolve_checkpoint(name_or_folder))
         device, dtype = choose_device(device, dtype)
@@ -69,6 +71,7 @@ class VideoXL2(nn.Module):
         backend = choose_backend(attention, device, dtype)
         model.vision.use_backend(backend)
         model.language.backend = backend
+        model.language.stepping = choose_stepping(decoding, device)
         return model.eval()
 
     @property
