@@ -8,9 +8,10 @@ Shapes: F frames, H height, W width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -56,6 +57,8 @@ class VideoFrames:
             raise ValueError(f"{len(self.times_s)} times for {len(self.frames_FHW3)} frames")
         if not len(self.times_s):
             raise ValueError("a video needs at least one frame")
+        if not all(map(math.isfinite, self.times_s)):
+            raise ValueError("the times of frames are finite numbers of seconds")
 
 
 class ChatModel(AskedModel, Protocol):
@@ -86,7 +89,10 @@ def index_frames(
 
     def pictures() -> Iterator[Tensor]:
         for first in range(0, len(video.times_s), batch_frames):
-            yield streams.pin(resize_frames(video.frames_FHW3[first : first + batch_frames], spec.vision.image_size))
+            frames = video.frames_FHW3[first : first + batch_frames]
+            if len(frames) != min(batch_frames, len(video.times_s) - first):
+                raise ValueError(f"{len(frames)} frames were given for those from {first} on, of {len(video.times_s)}")
+            yield streams.pin(resize_frames(frames, spec.vision.image_size))
 
     def encode(pictures_u8: Tensor) -> Tensor:
         return model.encode_frames(frames_to_pixels(pictures_u8, spec.vision.image_size, uploads.bring))
@@ -117,6 +123,8 @@ def chat(
     the published code would fall back to ``plain``. A video that is already prefilled must have been so in the mode.
     ``settings`` are those of prefill (window, position limit) and belong to frames only.
     """
+    if mode not in get_args(ChatMode):
+        raise ValueError(f"mode {mode!r} is none of {', '.join(get_args(ChatMode))}")
     if selection is not None and mode != "bilevel":
         raise ValueError(f"a selection has no effect in mode {mode!r}")
     levels = selection.levels if isinstance(selection, PublishedSelection) else levels or LevelSettings()
@@ -147,7 +155,7 @@ def _choose_pieces(
     sparse = [sparsify(chunk, levels.compression) for chunk in chunks]
     if isinstance(selection, PublishedSelection):
         dense = set(selection.dense_chunks(sum(chunk.num_groups for chunk in chunks)))
-    elif isinstance(selection, Sequence):
+    elif isinstance(selection, Iterable):
         dense = set(selection)
         if not dense <= set(range(len(chunks))):
             raise ValueError(f"dense chunks {sorted(dense)} are not all in 0..{len(chunks) - 1}")

@@ -135,6 +135,8 @@ def prefill_batch(
     attention. Nothing is padded, so segments of any lengths go together; every segment keeps its own cache until the
     last is done. Raises ``ContextOverflow`` for a segment that does not fit, before any work.
     """
+    if not segments:
+        return []
     settings = settings or PrefillSettings()
     decoder = model.language
     runs = [

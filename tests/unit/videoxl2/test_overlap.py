@@ -168,6 +168,15 @@ def test_a_decoder_that_fails_is_raised_and_leaves_no_thread(tiny_model: VideoXL
     assert not [thread for thread in threading.enumerate() if thread.name == "videoxl2-ahead"]
 
 
+def test_a_decoder_that_gives_fewer_frames_is_named(tiny_model: VideoXL2) -> None:
+    class Short(Decoder):
+        def __getitem__(self, frames: slice) -> np.ndarray:
+            return super().__getitem__(frames)[:5]
+
+    with pytest.raises(ValueError, match="5 frames were given for those from 0 on, of 40"):
+        tiny_model.index(Short(40), [0.0] * 40)
+
+
 def test_items_are_made_ahead_and_not_further() -> None:
     made: list[int] = []
 

@@ -37,6 +37,10 @@ def test_no_groups_gives_only_the_prefix(tiny_model: VideoXL2) -> None:
     assert result.chunks == [] and result.prefix_kv.shape[3] == len(tiny_model.tokenizer.prefix_ids())
 
 
+def test_no_segments_give_no_results(tiny_model: VideoXL2) -> None:
+    assert tiny_model.prefill_batch([]) == []
+
+
 def test_chunks_carry_their_groups_and_own_their_memory(tiny_model: VideoXL2) -> None:
     times = [4.0 * group for group in range(8)]
     result = tiny_model.prefill(visual_tokens(tiny_model, 8), times, chunk_groups=3)
