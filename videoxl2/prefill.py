@@ -38,7 +38,7 @@ PASS_TOKENS = 2048
 
 It changes no result. With fewer, the timestamp rows of a model with small blocks are too few for fast matrix products.
 """
-LONGEST_PASS_TOKENS = 8192
+LONGEST_PASS_TOKENS = 4096
 """A pass may take a quarter of what lies before it, up to so many tokens, which bound the activations of any length.
 
 The timestamp rows of a pass read all keys before it, so in a long video it pays to have many of them read together.
