@@ -12,13 +12,22 @@ MODES = ("chunked", "bounded", "plain", "masked")
 
 
 def run(
-    subject: str, frames: list[int], hours: list[float], model: str | None, device: str | None, mode: str, out: Output
+    subject: str,
+    frames: list[int],
+    hours: list[float],
+    model: str | None,
+    device: str | None,
+    mode: str,
+    out: Output,
+    *,
+    decoding: str = "eager",
+    attention: str = "auto",
 ) -> int:
     """Measure and print; the exit code. Raises ``UsageError`` for a model, device or number that cannot be."""
     if subject not in SUBJECTS:
         raise UsageError(f"cannot measure {subject!r}: {', '.join(SUBJECTS)} can be")
     if subject == "reuse":
-        if frames or device is not None or mode != MODES[0]:
+        if frames or device is not None or (mode, decoding, attention) != (MODES[0], "eager", "auto"):
             raise UsageError("vxl bench reuse takes --model, --hours and --json only")
         from jobs.bench_reuse import run as run_reuse
 
@@ -34,7 +43,7 @@ def run(
     from videoxl2.errors import ModelError
 
     try:
-        bench = bench_prefill(model, frames, device, cast(BenchMode, mode))
+        bench = bench_prefill(model, frames, device, cast(BenchMode, mode), decoding=decoding, attention=attention)
     except (ModelError, ValueError) as unfit:
         raise UsageError(" ".join(str(unfit).split())) from unfit
     if out.as_json:
@@ -43,6 +52,7 @@ def run(
     ceiling, memory = bench.matrix_flops_per_s, bench.memory_bytes_per_s
     sizes = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in bench.parameters.items())
     out.text(f"{bench.model} ({bench.dtype}, {bench.mode}) on {bench.device}, {bench.threads} threads")
+    out.text(f"attention: {bench.attention}; decoding: {bench.decoding}")
     out.text(f"parameters: {sizes}; matrix rate {ceiling / 1e9:,.0f} GFLOP/s, memory rate {memory / 1e9:,.1f} GB/s")
     rows = [
         [

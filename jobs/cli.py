@@ -428,13 +428,20 @@ def bench(
     ] = None,
     device: Annotated[Optional[str], typer.Option(metavar="D", help="cpu, cuda, ... [default: a GPU if any]")] = None,  # noqa: UP045
     mode: Annotated[str, typer.Option(metavar="chunked|bounded|plain|masked", help="How to prefill.")] = "chunked",
+    decoding: Annotated[
+        str, typer.Option(metavar="eager|fixed|compile|graph", help="prefill: how tokens after the first are made.")
+    ] = "eager",
+    attention: Annotated[
+        str, typer.Option(metavar="auto|sdpa|flash|flex|plain", help="prefill: the attention kernels.")
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> int:
     """Measure on this machine: stages of prefill, or answering from stored KV beside going back to the video."""
     from jobs.bench import run
 
     with claimed_stdout(as_json) as out:
-        return run(subject, [*(frames or []), *(more or [])], hours or [], model, device, mode, out)
+        lengths = [*(frames or []), *(more or [])]
+        return run(subject, lengths, hours or [], model, device, mode, out, decoding=decoding, attention=attention)
 
 
 @app.command()

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from videoxl2.attention import choose_backend
 from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, PrefillSettings, TokenIds, VisionSpec
-from videoxl2.decode import generate
+from videoxl2.decode_step import choose_stepping
 from videoxl2.flops import prefill_flops
 from videoxl2.kv import KVCache
 from videoxl2.layout import TokenLayout
 from videoxl2.model import VideoXL2, choose_device
+from videoxl2.overlap import VisionAhead
 from videoxl2.prefill import prefill_masked, prefill_pieces
+from videoxl2.questions import generate_batch
 from videoxl2.tokenizer import Tokenizer
 
 BenchMode = Literal["chunked", "bounded", "plain", "masked"]
@@ -50,6 +52,9 @@ _UNLIMITED = 1 << 40
 @dataclass(frozen=True, slots=True)
 class PrefillRun:
     """One length. Times in seconds; ``flops`` is the arithmetic that prefill needed, ``peak_bytes`` its highest memory.
+
+    The stages are measured one after the other. On a CPU ``total_s`` is their sum; on a GPU it is that of a second run,
+    in which vision runs beside the language model (``overlap``), and so is ``peak_bytes``.
 
     ``peak_bytes`` is what the allocator gave out on a GPU and the process's resident memory on a CPU, weights and all;
     ``kv_bytes`` is the part of it that is the KV. ``first_token_s`` is from a question of 60 tokens to the first token
@@ -92,6 +97,8 @@ class PrefillBench:
     parameters: dict[str, int]
     dtype: str
     mode: str
+    decoding: str
+    attention: str
     threads: int
     matrix_flops_per_s: float
     memory_bytes_per_s: float
@@ -107,14 +114,19 @@ def bench_prefill(
     device: str | None = None,
     mode: BenchMode = "chunked",
     report: Callable[[PrefillRun], object] = lambda run: None,
+    *,
+    decoding: str = "eager",
+    attention: str = "auto",
 ) -> PrefillBench:
     """Measure each length once, after one short warm-up; ``report`` is called after each.
 
-    ``model_name`` is a checkpoint or ``random:8b`` / ``random:0.5b`` (``random_spec``).
+    ``model_name`` is a checkpoint or ``random:8b`` / ``random:0.5b`` (``random_spec``); ``decoding`` and ``attention``
+    are those of ``VideoXL2.from_pretrained``.
     """
     if not frame_counts or min(frame_counts) < 1:
         raise ValueError("frame counts are positive")
-    model = bench_model(model_name, device)
+    model = bench_model(model_name, device, attention)
+    model.language.stepping = choose_stepping(decoding, model.device)
     matrix, memory = matrix_rate(model.device, model.dtype), memory_rate(model.device)
     prefill_run(model, min(min(frame_counts), 64), mode)
     runs: list[PrefillRun] = []
@@ -129,6 +141,8 @@ def bench_prefill(
         },
         dtype=str(model.dtype).removeprefix("torch."),
         mode=mode,
+        decoding=str(model.language.stepping),
+        attention=str(model.language.backend),
         threads=torch.get_num_threads(),
         matrix_flops_per_s=matrix,
         memory_bytes_per_s=memory,
@@ -136,10 +150,10 @@ def bench_prefill(
     )
 
 
-def bench_model(name: str, device: str | None) -> VideoXL2:
+def bench_model(name: str, device: str | None, attention: str = "auto") -> VideoXL2:
     """A checkpoint, or random weights of a named size made on the device."""
     if not name.startswith(RANDOM_PREFIX):
-        return VideoXL2.from_pretrained(name, device=device)
+        return VideoXL2.from_pretrained(name, device=device, attention=attention)
     chosen, dtype = choose_device(device, None)
     with torch.device("meta"):
         model = VideoXL2(random_spec(name.removeprefix(RANDOM_PREFIX))).to(dtype)
@@ -153,7 +167,7 @@ def bench_model(name: str, device: str | None) -> VideoXL2:
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, 0.02, generator=generator)
-    backend = choose_backend("auto", chosen, dtype)
+    backend = choose_backend(attention, chosen, dtype)
     model.vision.use_backend(backend)
     model.language.backend = backend
     return model
@@ -232,6 +246,10 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
     highest = peak()
     del visual_GPD
     seconds = clock.seconds()
+    if model.device.type == "cuda" and mode != "masked":
+        with peak_memory(model.device) as peak:
+            total_s = overlapped_s(model, layout, pixels_F3SS, num_frames, settings)
+        highest = peak()
     first_token_s, decode_s = decode_times(model, layout.length)
     itemsize = model.dtype.itemsize
     return PrefillRun(
@@ -251,6 +269,25 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
 
 
 @torch.no_grad()
+def overlapped_s(
+    model: VideoXL2, layout: TokenLayout, pixels_F3SS: Tensor, num_frames: int, settings: PrefillSettings
+) -> float:
+    """Seconds from pixels to KV with vision a batch ahead of the language model, in a stream of its own on a GPU."""
+    batch_frames = len(pixels_F3SS)
+    counts = iter([min(batch_frames, num_frames - first) for first in range(0, num_frames, batch_frames)])
+    batch_groups = -(-batch_frames // model.spec.frames_per_group)
+    _synchronise(model.device)
+    started = time.perf_counter()
+    tokens = VisionAhead(
+        counts, lambda count: model.merge_maps(model.frame_maps(pixels_F3SS[:count])), batch_groups, model.device
+    )
+    for _ in prefill_pieces(model.language, layout, tokens, settings, 6):
+        pass
+    _synchronise(model.device)
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
 def decode_times(model: VideoXL2, num_tokens: int) -> tuple[float, float]:
     """Seconds from a question to the first token of its answer, and per further token, over a cache of a length."""
     decoder = model.language
@@ -259,12 +296,11 @@ def decode_times(model: VideoXL2, num_tokens: int) -> tuple[float, float]:
     cache.slot(0, num_tokens).fill_(0.01)
     cache.advance(num_tokens)
     question = [1] * _QUESTION_TOKENS
-    for _ in generate(model, cache, question, 2):  # a warm-up of both kinds of step
+    for _ in generate_batch(model, cache, [question], _ANSWER_TOKENS + 1):  # a warm-up of both kinds of step
         pass
-    cache.length = num_tokens
     _synchronise(model.device)
     marks = [time.perf_counter()]
-    marks += [time.perf_counter() for _ in generate(model, cache, question, _ANSWER_TOKENS + 1)]
+    marks += [time.perf_counter() for _ in generate_batch(model, cache, [question], _ANSWER_TOKENS + 1)]
     return marks[1] - marks[0], (marks[-1] - marks[1]) / _ANSWER_TOKENS
 
 

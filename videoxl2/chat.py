@@ -7,21 +7,24 @@ Shapes: F frames, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-import numpy as np
 from torch import Tensor
 
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
 from videoxl2.decode import assemble_cache, select_levels
 from videoxl2.kv import ChunkKV, KVCache, KVLevel, rechunk, sparsify
-from videoxl2.prefill import PrefillResult, prefill
-from videoxl2.preprocess import frames_to_pixels
+from videoxl2.layout import TokenLayout
+from videoxl2.overlap import VisionAhead, run_ahead
+from videoxl2.prefill import PrefillResult, prefill_layout
+from videoxl2.preprocess import frames_to_pixels, resize_frames
 from videoxl2.relevance import AskedModel, AttentionRelevance, Relevance
 from videoxl2.selection import PublishedSelection
-from videoxl2.upload import FrameUploads
+from videoxl2.upload import FrameUploads, streams_of
 
 ChatMode: TypeAlias = Literal["plain", "chunked", "bilevel"]
 Selection: TypeAlias = PublishedSelection | Relevance | Sequence[int]
@@ -30,11 +33,23 @@ Selection: TypeAlias = PublishedSelection | Relevance | Sequence[int]
 _BATCH_GROUPS = 16
 
 
+class Frames(Protocol):
+    """An array or tensor [F, H, W, 3], or what gives one for a slice."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frames: slice, /) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class VideoFrames:
-    """Sampled frames, uint8 RGB [F, H, W, 3] of any size, and the time of each in seconds."""
+    """Sampled frames, uint8 RGB [F, H, W, 3] of any size, and the time of each in seconds.
 
-    frames_FHW3: np.ndarray | Tensor
+    ``frames_FHW3`` may also be what decodes frames when a slice of it is taken: that happens in a thread, while the
+    model works on the frames before.
+    """
+
+    frames_FHW3: Frames
     times_s: Sequence[float]
 
     def __post_init__(self) -> None:
@@ -42,6 +57,8 @@ class VideoFrames:
             raise ValueError(f"{len(self.times_s)} times for {len(self.frames_FHW3)} frames")
         if not len(self.times_s):
             raise ValueError("a video needs at least one frame")
+        if not all(map(math.isfinite, self.times_s)):
+            raise ValueError("the times of frames are finite numbers of seconds")
 
 
 class ChatModel(AskedModel, Protocol):
@@ -49,8 +66,6 @@ class ChatModel(AskedModel, Protocol):
 
     @property
     def spec(self) -> ModelSpec: ...
-
-    def empty_tokens(self, num_groups: int) -> Tensor: ...
 
     def encode_frames(self, pixels_F3SS: Tensor) -> Tensor: ...
 
@@ -60,15 +75,33 @@ class ChatModel(AskedModel, Protocol):
 def index_frames(
     model: ChatModel, video: VideoFrames, settings: PrefillSettings | None = None, chunk_groups: int = 6
 ) -> PrefillResult:
-    """The KV of a video: resize, encode in batches, prefill. Raises ``ContextOverflow`` where it does not fit."""
-    per_group = model.spec.frames_per_group
-    visual_GPD = model.empty_tokens(-(-len(video.times_s) // per_group))
-    uploads = FrameUploads(visual_GPD.device)
-    for group in range(0, len(visual_GPD), _BATCH_GROUPS):
-        frames = video.frames_FHW3[group * per_group : (group + _BATCH_GROUPS) * per_group]
-        pixels_F3SS = frames_to_pixels(frames, model.spec.vision.image_size, uploads.bring)
-        visual_GPD[group : group + _BATCH_GROUPS] = model.encode_frames(pixels_F3SS)
-    return prefill(model, visual_GPD, list(video.times_s)[::per_group], settings, chunk_groups)
+    """The KV of a video: decode or read its frames, resize, encode, prefill, each beside the one after it.
+
+    A thread takes frames out of ``video`` and resizes them; vision runs a batch ahead of the language model, on a GPU
+    in a stream of its own (``overlap``). Raises ``ContextOverflow`` where the video does not fit, before any work.
+    """
+    spec, device = model.spec, model.language.device
+    group_times_s = list(video.times_s)[:: spec.frames_per_group]
+    time_ids = [model.tokenizer.timestamp_ids(t_s) for t_s in group_times_s]
+    layout = TokenLayout.build(model.tokenizer.prefix_ids(), time_ids, spec.tokens_per_group)
+    uploads, streams = FrameUploads(device), streams_of(device)
+    batch_frames = _BATCH_GROUPS * spec.frames_per_group
+
+    def pictures() -> Iterator[Tensor]:
+        for first in range(0, len(video.times_s), batch_frames):
+            frames = video.frames_FHW3[first : first + batch_frames]
+            if len(frames) != min(batch_frames, len(video.times_s) - first):
+                raise ValueError(f"{len(frames)} frames were given for those from {first} on, of {len(video.times_s)}")
+            yield streams.pin(resize_frames(frames, spec.vision.image_size))
+
+    def encode(pictures_u8: Tensor) -> Tensor:
+        return model.encode_frames(frames_to_pixels(pictures_u8, spec.vision.image_size, uploads.bring))
+
+    with contextlib.closing(run_ahead(pictures())) as ahead:
+        tokens = VisionAhead(ahead, encode, _BATCH_GROUPS, device)
+        return prefill_layout(
+            model.language, layout, tokens, group_times_s, settings or PrefillSettings(), chunk_groups
+        )
 
 
 def chat(
@@ -90,6 +123,8 @@ def chat(
     the published code would fall back to ``plain``. A video that is already prefilled must have been so in the mode.
     ``settings`` are those of prefill (window, position limit) and belong to frames only.
     """
+    if mode not in get_args(ChatMode):
+        raise ValueError(f"mode {mode!r} is none of {', '.join(get_args(ChatMode))}")
     if selection is not None and mode != "bilevel":
         raise ValueError(f"a selection has no effect in mode {mode!r}")
     levels = selection.levels if isinstance(selection, PublishedSelection) else levels or LevelSettings()
@@ -120,7 +155,7 @@ def _choose_pieces(
     sparse = [sparsify(chunk, levels.compression) for chunk in chunks]
     if isinstance(selection, PublishedSelection):
         dense = set(selection.dense_chunks(sum(chunk.num_groups for chunk in chunks)))
-    elif isinstance(selection, Sequence):
+    elif isinstance(selection, Iterable):
         dense = set(selection)
         if not dense <= set(range(len(chunks))):
             raise ValueError(f"dense chunks {sorted(dense)} are not all in 0..{len(chunks) - 1}")

@@ -82,11 +82,19 @@ def _cached_snapshot(name: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint folder; ``ModelError`` where it is absent or not JSON."""
+    """``config.json`` of a checkpoint folder; ``ModelError`` where it is absent or no JSON object."""
+    return read_object(folder / "config.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; ``ModelError`` where it is absent or holds something else."""
     try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise ModelError(f"cannot read {folder / 'config.json'}: {problem}") from problem
+        raise ModelError(f"cannot read {path}: {problem}") from problem
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return found
 
 
 def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
@@ -94,7 +102,7 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
     folder = Path(folder)
     spec = ModelSpec.from_config(read_config(folder))
     card_path = folder / "card.json"
-    card = dict(json.loads(card_path.read_text(encoding="utf-8"))) if card_path.is_file() else {}
+    card = read_object(card_path) if card_path.is_file() else {}
     encoder = folder / "dual_encoder"
     return CheckpointInfo(
         folder=folder,
@@ -140,10 +148,9 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
+            files = sorted({folder / shard for shard in read_object(index)["weight_map"].values()})
+        except (KeyError, AttributeError, TypeError) as problem:
             raise ModelError(f"cannot read {index}: {problem}") from problem
-        files = sorted(folder / shard for shard in shards)
         if absent := [path.name for path in files if not path.is_file()]:
             raise ModelError(f"{folder} lacks the weight files {', '.join(absent)} that its index names")
     else:

@@ -109,8 +109,17 @@ class ModelSpec:
             )
         if self.dts.channels % self.dts.frames_per_group:
             raise ModelError(f"DTS channels ({self.dts.channels}) are not divisible by the frames per group")
+        counts = {**_numbers_of(self.vision), **_numbers_of(self.dts), **_numbers_of(self.language)}
+        if absent := [name for name, count in {**counts, "pool_stride": self.pool_stride}.items() if count < 1]:
+            raise ModelError(f"{', '.join(absent)} must be at least 1")
         if self.language.num_heads % self.language.num_kv_heads:
             raise ModelError("the number of query heads is not a multiple of the number of KV heads")
+        if self.vision.width % self.vision.num_heads:
+            raise ModelError("the vision width does not divide into the vision heads")
+        if self.language.head_dim % 2:
+            raise ModelError(f"the width of a head must be even to be rotated, and is {self.language.head_dim}")
+        if self.pool_stride > self.dts.grid:
+            raise ModelError(f"a pooling stride of {self.pool_stride} leaves nothing of a grid of {self.dts.grid}")
 
     @property
     def frames_per_group(self) -> int:
@@ -142,6 +151,8 @@ class ModelSpec:
             )
         except KeyError as missing:
             raise ModelError(f"config.json has no field {missing.args[0]!r}") from missing
+        except (TypeError, ValueError, AttributeError, OverflowError) as unfit:
+            raise ModelError(f"a field of config.json has another form: {unfit}") from unfit
 
     def to_config(self) -> dict[str, Any]:
         """The ``config.json`` that ``from_config`` reads back as this specification."""
@@ -217,12 +228,13 @@ def _vision_spec(config: Mapping[str, Any]) -> VisionSpec:
         if _SO400M not in name:
             raise ModelError(f"mm_vision_tower {name!r} is not {_SO400M} and config.json has no vision_config")
         tower = _SO400M_VISION
-    layers = int(tower.get("num_hidden_layers_before_drop", tower["num_hidden_layers"]))
+    before_drop = tower.get("num_hidden_layers_before_drop")
+    layers = int(tower["num_hidden_layers"] if before_drop is None else before_drop)
     return vision_spec_from_hf(tower, num_layers=layers - 1)
 
 
 def _dts_spec(config: Mapping[str, Any], vision: VisionSpec) -> DTSSpec:
-    dts = config.get("dts_config", {})
+    dts = config.get("dts_config") or {}
     return DTSSpec(
         channels=int(dts.get("channels", vision.width)),
         grid=int(dts.get("grid", 24)),
@@ -236,6 +248,11 @@ def _dts_spec(config: Mapping[str, Any], vision: VisionSpec) -> DTSSpec:
 def _language_spec(config: Mapping[str, Any]) -> LanguageSpec:
     width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     rope = config.get("rope_parameters") or {}
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ModelError(f"hidden_act {activation!r} is not supported (silu is)")
+    if config.get("use_sliding_window"):
+        raise ModelError("use_sliding_window is not supported: the published model has none")
     return LanguageSpec(
         vocab_size=int(config["vocab_size"]),
         width=width,
@@ -243,7 +260,7 @@ def _language_spec(config: Mapping[str, Any]) -> LanguageSpec:
         num_layers=int(config["num_hidden_layers"]),
         num_heads=num_heads,
         num_kv_heads=int(config["num_key_value_heads"]),
-        head_dim=int(config.get("head_dim") or width // num_heads),
+        head_dim=int(config.get("head_dim") or width // max(num_heads, 1)),
         max_positions=int(config.get("max_position_embeddings", 32768)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 1e6),
@@ -252,14 +269,30 @@ def _language_spec(config: Mapping[str, Any]) -> LanguageSpec:
 
 
 def _token_ids(config: Mapping[str, Any]) -> TokenIds:
-    named = config.get("token_ids", {})
-    eos = named["eos"] if "eos" in named else config.get("eos_token_id")
-    if eos is None:
-        eos = ()
+    named = config.get("token_ids") or {}
     return TokenIds(
-        visual_placeholder=int(named.get("visual_placeholder", _PUBLISHED_PLACEHOLDER)),
-        eos=tuple(int(token) for token in ([eos] if isinstance(eos, int) else eos)),
+        visual_placeholder=int(named.get("visual_placeholder", _PUBLISHED_PLACEHOLDER)), eos=end_tokens(config)
     )
+
+
+def end_tokens(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer by a ``config.json`` or ``generation_config.json``: one, a list, or none.
+
+    Raises ``ModelError`` for what is no id.
+    """
+    named = (config.get("token_ids") or {}).get("eos")
+    eos = config.get("eos_token_id") if named is None else named
+    listed = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
+    if any(type(token) is not int for token in listed):
+        raise ModelError(f"eos_token_id {eos!r} is neither a token id nor a list of them")
+    return tuple(listed)
+
+
+def _numbers_of(spec: VisionSpec | DTSSpec | LanguageSpec) -> dict[str, int]:
+    """The whole numbers of a part of the architecture by their names; all of them count something."""
+    part = type(spec).__name__.removesuffix("Spec").lower()
+    values = dataclasses.asdict(spec)
+    return {f"{part}.{name}": value for name, value in values.items() if type(value) is int}
 
 
 def _pool_mode(config: Mapping[str, Any]) -> Literal["average", "max"]:

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N query heads, K KV heads, Dh 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -31,6 +32,19 @@ class LayerAttention(Protocol):
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
         """The attended values [B, N, T, Dh] of the layer's queries."""
         ...
+
+
+class Stepping(enum.StrEnum):
+    """How the tokens of an answer after the first are made.
+
+    ``eager``: by attention that grows with the cache. The others by ``decode_step``, whose shapes stay: ``fixed`` as it
+    is, ``compile`` compiled by torch, ``graph`` replayed as a CUDA graph.
+    """
+
+    EAGER = "eager"
+    FIXED = "fixed"
+    COMPILE = "compile"
+    GRAPH = "graph"
 
 
 class RMSNorm(nn.Module):
@@ -112,6 +126,7 @@ class QwenDecoder(nn.Module):
         self.norm = RMSNorm(spec.width, spec.rms_norm_eps)
         self.lm_head = nn.Linear(spec.width, spec.vocab_size, bias=False)
         self.backend = AttentionBackend.SDPA
+        self.stepping = Stepping.EAGER
         self.tie_head()
 
     def tie_head(self) -> None:

@@ -9,15 +9,15 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from videoxl2.attention import choose_backend
-from videoxl2.chat import ChatMode, Selection, VideoFrames, chat, index_frames
+from videoxl2.chat import ChatMode, Frames, Selection, VideoFrames, chat, index_frames
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
 from videoxl2.decode import Piece, assemble_cache
+from videoxl2.decode_step import choose_stepping
 from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import KVCache
@@ -53,12 +53,13 @@ class VideoXL2(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
+        decoding: str = "eager",
     ) -> VideoXL2:
         """Load a packaged checkpoint, a folder or a model of the local Hub cache.
 
         ``device`` None takes the GPU where there is one; ``dtype`` None takes float32 on a CPU and bfloat16 on a GPU;
-        ``attention`` is ``auto``, ``sdpa`` or ``flash``. Raises ``ModelError`` (absent, unsupported configuration) or
-        ``CheckpointMismatch``.
+        ``attention`` is ``auto`` or one of ``AttentionBackend``, ``decoding`` one of ``Stepping``. Raises
+        ``ModelError`` (absent, unsupported configuration) or ``CheckpointMismatch``.
         """
         info = read_checkpoint_info(resolve_checkpoint(name_or_folder))
         device, dtype = choose_device(device, dtype)
@@ -70,6 +71,7 @@ class VideoXL2(nn.Module):
         backend = choose_backend(attention, device, dtype)
         model.vision.use_backend(backend)
         model.language.backend = backend
+        model.language.stepping = choose_stepping(decoding, device)
         return model.eval()
 
     @property
@@ -155,12 +157,15 @@ class VideoXL2(nn.Module):
 
     def index(
         self,
-        frames_FHW3: np.ndarray | Tensor,
+        frames_FHW3: Frames,
         times_s: Sequence[float],
         settings: PrefillSettings | None = None,
         chunk_groups: int = 6,
     ) -> PrefillResult:
-        """KV of a video from its sampled frames (uint8 RGB) and their times; see ``chat.index_frames``."""
+        """KV of a video from its sampled frames (uint8 RGB) and their times; see ``chat.index_frames``.
+
+        ``frames_FHW3`` is an array, a tensor, or what decodes frames when a slice of it is taken.
+        """
         return index_frames(self, VideoFrames(frames_FHW3, times_s), settings, chunk_groups)
 
     def chat(

@@ -16,6 +16,7 @@ T tokens of a block, N query heads, Dh head width.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoxl2.attention import BiasReuse, PartialAttention, attend, attend_part, attend_parts
+from videoxl2.attention import AttentionBackend, BiasReuse, PartialAttention, attend, attend_part, attend_parts
 from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
@@ -35,8 +36,12 @@ from videoxl2.upload import put, put_numbers
 PASS_TOKENS = 2048
 """As many whole blocks go through the layers together as reach so many tokens (four of the published model's).
 
-It changes no result. Activations are those of so many tokens however long the video is; with fewer, the timestamp rows
-of a model with small blocks are too few for fast matrix products.
+It changes no result. With fewer, the timestamp rows of a model with small blocks are too few for fast matrix products.
+"""
+LONGEST_PASS_TOKENS = 4096
+"""A pass may take a quarter of what lies before it, up to so many tokens, which bound the activations of any length.
+
+The timestamp rows of a pass read all keys before it, so in a long video it pays to have many of them read together.
 """
 
 
@@ -106,12 +111,12 @@ def video_layout(tokenizer: PromptTokenizer, group_times_s: Sequence[float], vis
 def prefill_layout(
     decoder: QwenDecoder,
     layout: TokenLayout,
-    visual_GPD: Tensor,
+    visual_GPD: VisualTokens,
     group_times_s: Sequence[float],
     settings: PrefillSettings,
     chunk_groups: int,
 ) -> PrefillResult:
-    """``prefill`` for a layout that is already made, as parity runs do."""
+    """``prefill`` for a layout that is already made, and for visual tokens that arrive while it runs."""
     pieces = prefill_pieces(decoder, layout, visual_GPD, settings, chunk_groups)
     prefix = next(pieces)
     return PrefillResult(prefix.kv_LSKMDh, list(pieces), tuple(group_times_s), settings)
@@ -130,6 +135,8 @@ def prefill_batch(
     attention. Nothing is padded, so segments of any lengths go together; every segment keeps its own cache until the
     last is done. Raises ``ContextOverflow`` for a segment that does not fit, before any work.
     """
+    if not segments:
+        return []
     settings = settings or PrefillSettings()
     decoder = model.language
     runs = [
@@ -228,7 +235,8 @@ class _SegmentRun:
         for index, block in enumerate(self._blocks):
             start, stop = self._layout.token_span(*block)
             tokens += stop - start
-            if tokens >= PASS_TOKENS or index + 1 == len(self._blocks):
+            enough = max(PASS_TOKENS, min((stop - tokens) // 4, LONGEST_PASS_TOKENS))
+            if tokens >= enough or index + 1 == len(self._blocks):
                 passes.append((first, index + 1))
                 first, tokens = index + 1, 0
         return passes
@@ -328,12 +336,13 @@ class _SegmentAttention:
         self._cache, self._summary, self._pending = cache, summary, pending
         self._start, self._stop = cache.length, stop
         self._rotary = decoder.rotary(self._start, stop)
-        self._backend, self._reuse, self._time_reuse = decoder.backend, BiasReuse(), BiasReuse()
+        self._backend, self._reuse = decoder.backend, BiasReuse()
         self._summary_T = torch.arange(stop - self._start, device=cache.device)
         self._num_causal = stop - self._start
         self._blocks: list[_BlockRows] = []
         self._common = 0
         self._full_view_T: Tensor | None = None
+        self._full_view: list[_FullViewRows] = []
 
     def limit(
         self,
@@ -383,7 +392,7 @@ class _SegmentAttention:
             self._limited_T = torch.cat(limited_T) - start
         if full_view:
             self._full_view_T = full_view_T - start
-            self._full_view_mask_TO = torch.arange(self._stop - start, device=device) <= self._full_view_T[:, None]
+            self._full_view = _plan_full_view(full_view, start, device)
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         keys, values = self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0]
@@ -407,21 +416,18 @@ class _SegmentAttention:
         summary = (self._summary.keys(layer, end)[None], self._summary.values(layer, end)[None])
         out_BNTDh.index_copy_(2, self._limited_T, self._attend_windows(q, every, summary))
         if self._full_view_T is not None:
-            full_view = attend_parts(
-                q.index_select(2, self._full_view_T),
-                [_between(every, 0, self._start)],
-                _between(every, self._start, self._stop),
-                self._full_view_mask_TO,
-                reuse=self._time_reuse,
-            )
-            out_BNTDh.index_copy_(2, self._full_view_T, full_view)
+            queries = q.index_select(2, self._full_view_T)
+            earlier = attend_part(queries, *_between(every, 0, self._start), backend=self._backend)
+            found = [rows.attend(queries, every, earlier, self._backend) for rows in self._full_view]
+            out_BNTDh.index_copy_(2, self._full_view_T, torch.cat(found, dim=2))
         return out_BNTDh
 
     def _attend_windows(self, q: Tensor, every: tuple[Tensor, Tensor], summary: tuple[Tensor, Tensor]) -> Tensor:
         """The limited rows, in order. What all of them see of the summary is attended in one call."""
         limited = q.index_select(2, self._limited_T)
-        common = attend_part(limited, *_between(summary, 0, self._common))
-        return torch.cat([block.attend(limited, every, summary, common, self._common) for block in self._blocks], dim=2)
+        common = attend_part(limited, *_between(summary, 0, self._common), backend=self._backend)
+        found = [block.attend(limited, every, summary, common, self._common, self._backend) for block in self._blocks]
+        return torch.cat(found, dim=2)
 
     def finish(self) -> None:
         """Count the pass's tokens as held."""
@@ -448,6 +454,7 @@ class _BlockRows:
         summary: tuple[Tensor, Tensor],
         common: PartialAttention | None,
         num_common: int,
+        backend: AttentionBackend,
     ) -> Tensor:
         """``common``, where it is given, is what the pass's rows attend to in the summary's first ``num_common``."""
         start, stop = self._rows
@@ -459,7 +466,53 @@ class _BlockRows:
             self._mask_TM,
             before=None if common is None else common.rows(start, stop),
             reuse=self._reuse,
+            backend=backend,
         )
+
+
+class _FullViewRows:
+    """Timestamp rows that follow each other, ``rows`` among those of a pass, in which they see keys up to their own."""
+
+    def __init__(self, rows: tuple[int, int], own: tuple[int, int], mask_TM: Tensor) -> None:
+        self._rows, self._own, self._mask_TM, self._reuse = rows, own, mask_TM, BiasReuse()
+
+    def attend(
+        self,
+        q: Tensor,
+        every: tuple[Tensor, Tensor],
+        earlier: PartialAttention | None,
+        backend: AttentionBackend,
+    ) -> Tensor:
+        """``earlier`` is what all of them attend to before the pass."""
+        start, stop = self._rows
+        return attend_parts(
+            q[:, :, start:stop],
+            [],
+            _between(every, *self._own),
+            self._mask_TM,
+            before=None if earlier is None else earlier.rows(start, stop),
+            reuse=self._reuse,
+            backend=backend,
+        )
+
+
+def _plan_full_view(positions: Sequence[int], pass_start: int, device: torch.device) -> list[_FullViewRows]:
+    """The timestamp rows of a pass, which stand at ``positions``, in runs over at least ``PASS_TOKENS`` each.
+
+    A run's masked keys end with its last row, so that a long pass does not compute what its early rows may not see.
+    """
+    length = positions[-1] + 1 - pass_start
+    num_runs = max(1, length // PASS_TOKENS)
+    found: list[_FullViewRows] = []
+    first = 0
+    for run in range(1, num_runs + 1):
+        end = bisect.bisect_left(positions, pass_start + length * run // num_runs)
+        if end > first:
+            own = (pass_start, positions[end - 1] + 1)
+            mask_TM = torch.arange(*own, device=device) <= put_numbers(positions[first:end], device)[:, None]
+            found.append(_FullViewRows((first, end), own, mask_TM))
+        first = end
+    return found
 
 
 def _between(kv: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:

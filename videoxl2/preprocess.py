@@ -28,13 +28,10 @@ def resize_u8(frame_HW3: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def frames_to_pixels(
-    frames_FHW3: Tensor | np.ndarray, image_size: int, bring: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Frames uint8 [F, H, W, 3] to float32 pixels [F, 3, S, S] in [-1, 1], on the device of the frames.
+def resize_frames(frames_FHW3: Tensor | np.ndarray, image_size: int) -> Tensor:
+    """Frames uint8 [F, H, W, 3] as uint8 [F, S, S, 3], by ``resize_u8`` on the CPU where they have another size.
 
-    Frames of another size are resized on the CPU, as the published preprocessing does. ``bring`` takes the resized
-    bytes to another device (``upload.FrameUploads``), which then scales them: a quarter of the pixels' bytes travel.
+    Raises ``ValueError`` for what is not such frames.
     """
     import torch
 
@@ -50,6 +47,20 @@ def frames_to_pixels(
         if not frames_FHW3.flags.writeable:
             frames_FHW3 = frames_FHW3.copy()
         frames_FHW3 = torch.from_numpy(frames_FHW3)
+    return frames_FHW3
+
+
+def frames_to_pixels(
+    frames_FHW3: Tensor | np.ndarray, image_size: int, bring: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Frames uint8 [F, H, W, 3] to float32 pixels [F, 3, S, S] in [-1, 1], on the device of the frames.
+
+    Frames of another size are resized on the CPU, as the published preprocessing does. ``bring`` takes the resized
+    bytes to another device (``upload.FrameUploads``), which then scales them: a quarter of the pixels' bytes travel.
+    """
+    import torch
+
+    frames_FHW3 = resize_frames(frames_FHW3, image_size)
     if bring is not None:
         frames_FHW3 = bring(frames_FHW3)
     scaled = frames_FHW3.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)

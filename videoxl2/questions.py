@@ -17,8 +17,9 @@ from torch import Tensor
 
 from videoxl2.attention import BiasReuse, attend_parts
 from videoxl2.decode import TokenStep
+from videoxl2.decode_step import FixedStep
 from videoxl2.kv import KVCache
-from videoxl2.language import CachedAttention, LayerAttention, QwenDecoder
+from videoxl2.language import CachedAttention, LayerAttention, QwenDecoder, Stepping
 from videoxl2.prefill import PrefillModel
 from videoxl2.rotary import RotaryTable
 from videoxl2.token_choice import TokenChoice, likeliest
@@ -41,7 +42,7 @@ def generate_batch(
     ``choices`` picks the tokens of each question (None: the likeliest). Finished questions leave the batch. While it
     runs the cache is longer by the questions' tokens (room for them is best given to ``assemble_cache``, or the cache
     grows once); afterwards, or when the iterator is closed, it is as before. Raises ``ContextOverflow`` where the next
-    token of a question does not fit.
+    token of a question does not fit. ``QwenDecoder.stepping`` says how the steps after the first are made.
     """
     if not all(suffixes):
         raise ValueError("every suffix must have at least one token")
@@ -49,10 +50,16 @@ def generate_batch(
     owners: list[int] = []
     lengths = [0] * len(suffixes)
     pending = {question: tuple(ids) for question, ids in enumerate(suffixes)}
+    fixed: FixedStep | None = None
     try:
-        for _ in range(max_new_tokens if suffixes else 0):
-            hidden_BD = _extend(decoder, cache, video, owners, lengths, pending)
-            logits_BV = decoder.logits(hidden_BD)
+        for step in range(max_new_tokens if suffixes else 0):
+            if step and decoder.stepping is not Stepping.EAGER:
+                if fixed is None:
+                    room = max_new_tokens - 1
+                    fixed = FixedStep(decoder, cache, video, owners, lengths, room, decoder.stepping)
+                logits_BV = _step(decoder, fixed, cache, video, lengths, pending)
+            else:
+                logits_BV = decoder.logits(_extend(decoder, cache, video, owners, lengths, pending))
             tokens = _choose(logits_BV, tuple(pending), choices)
             asked, pending = tuple(pending), {}
             for question, logits_V, token in zip(asked, logits_BV, tokens, strict=True):
@@ -94,6 +101,24 @@ def _extend(
     return hidden_BTD[0].index_select(0, put_numbers([end - 1 for end in ends], decoder.device))
 
 
+def _step(
+    decoder: QwenDecoder,
+    fixed: FixedStep,
+    cache: KVCache,
+    video: int,
+    lengths: list[int],
+    pending: dict[int, tuple[int, ...]],
+) -> Tensor:
+    """Logits [b, V] of the pending questions after their next tokens; ended ones keep their place in the step."""
+    for question in pending:
+        lengths[question] += 1
+    cache.reserve(cache.length, longest=video + max(lengths[question] for question in pending))
+    logits_BV = fixed([pending.get(question, (0,))[0] for question in range(len(lengths))])
+    if len(pending) == len(lengths):
+        return logits_BV
+    return logits_BV.index_select(0, put_numbers(tuple(pending), decoder.device))
+
+
 def _choose(logits_BV: Tensor, asked: Sequence[int], choices: Sequence[Callable[[Tensor], int]] | None) -> list[int]:
     """The next token of each question. The likeliest are found together, so that the host waits once, not for each."""
     wanted = [likeliest if choices is None else choices[question] for question in asked]
@@ -118,7 +143,7 @@ class _SharedAttention:
         same_TM = owners_M[-count:, None] == owners_M[None, :]
         earlier_TM = torch.ones_like(same_TM).tril_(len(owners) - count)
         self._mask_TM = same_TM & earlier_TM
-        self._reuse = BiasReuse()
+        self._reuse, self._backend = BiasReuse(), decoder.backend
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         self._cache.write(layer, self._start, self._rotary.rotate(k_BKTDh)[0], v_BKTDh[0])
@@ -127,4 +152,5 @@ class _SharedAttention:
         keys, values = self._cache.keys(layer, self._end)[None], self._cache.values(layer, self._end)[None]
         video = (keys[:, :, : self._video], values[:, :, : self._video])
         own = (keys[:, :, self._video :], values[:, :, self._video :])
-        return attend_parts(self._rotary.rotate(q_BNTDh), [video], own, self._mask_TM, reuse=self._reuse)
+        q = self._rotary.rotate(q_BNTDh)
+        return attend_parts(q, [video], own, self._mask_TM, reuse=self._reuse, backend=self._backend)

@@ -16,6 +16,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from videoxl2.checkpoint import read_object
+from videoxl2.config import end_tokens
 from videoxl2.errors import ModelError
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -56,9 +58,8 @@ class Tokenizer:
         found = {self._special_ids[name] for name in _ENDS if name in self._special_ids}
         for file_name in ("generation_config.json", "config.json"):
             path = self._folder / file_name
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            named = (config.get("token_ids") or {}).get("eos", config.get("eos_token_id"))
-            found.update([named] if isinstance(named, int) else named or [])
+            if path.is_file():
+                found.update(end_tokens(read_object(path)))
         return tuple(sorted(found))
 
     def token_id(self, token: str) -> int:

@@ -10,7 +10,7 @@ there is one buffer and nothing to upload.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -81,6 +81,14 @@ class Cuda:
         """Page-locked main memory, uint8 [num_bytes]."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
+    def pin(self, tensor: Tensor) -> Tensor:
+        """What lies in main memory as a copy in page-locked memory, which is torch's to keep until its uploads end."""
+        return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether the tensor can be uploaded as it lies."""
+        return tensor.is_pinned()
+
     def new_stream(self, device: torch.device) -> Any:
         """A queue of work that runs beside others."""
         return torch.cuda.Stream(device)
@@ -111,6 +119,42 @@ class Cuda:
     def wait(self, event: Any) -> None:
         """Return when the event has been reached."""
         event.synchronize()
+
+
+class OneQueue(Cuda):
+    """No GPU: there is one queue of work, and everything in it has ended when its call returns."""
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def new_stream(self, device: torch.device) -> Any:
+        return None
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def upload(self, raw_B: Tensor, device: torch.device) -> Tensor:
+        return raw_B.to(device)
+
+    def lend(self, tensor: Tensor, device: torch.device) -> None:
+        pass
+
+    def mark(self, device: torch.device) -> Any:
+        return None
+
+    def after(self, event: Any, device: torch.device) -> None:
+        pass
+
+    def wait(self, event: Any) -> None:
+        pass
+
+
+def streams_of(device: torch.device) -> Cuda:
+    """CUDA's streams for a GPU, one queue for any other device."""
+    return Cuda() if device.type == "cuda" else OneQueue()
 
 
 class CudaArrival:
@@ -181,6 +225,8 @@ class FrameUploads:
         """The bytes on the device, for work that this thread queues from here on; the caller's may change at once."""
         if self._cuda is None or frames_u8.device.type != "cpu":  # nothing to upload
             return frames_u8.to(self._device)
+        if self._cuda.is_pinned(frames_u8):
+            return self._send(frames_u8.reshape(-1)).view(frames_u8.shape)
         if self._turn is not None:  # everything queued until now may look at the batch before
             self._used[self._turn] = self._cuda.mark(self._device)
         self._turn = 0 if self._turn is None else (self._turn + 1) % _NUM_PINNED
@@ -191,9 +237,13 @@ class FrameUploads:
             buffer = self._buffers[self._turn] = self._cuda.pinned(num_bytes)
         raw_B = buffer[:num_bytes]
         raw_B.copy_(frames_u8.reshape(-1))
+        return self._send(raw_B).view(frames_u8.shape)
+
+    def _send(self, raw_B: Tensor) -> Tensor:
+        assert self._cuda is not None
         with self._cuda.on(self._stream):
             on_device_B = self._cuda.upload(raw_B, self._device)
             arrived = self._cuda.mark(self._device)
         self._cuda.after(arrived, self._device)
         self._cuda.lend(on_device_B, self._device)
-        return on_device_B.view(frames_u8.shape)
+        return on_device_B

@@ -28,6 +28,18 @@ PLANS = {
     "whole-groups": Plan(
         frames=20, interval_s=31.5, block_groups=1, previous_blocks=1, dump_group=1, layer=0, new_tokens=2
     ),
+    "one-frame": Plan(
+        frames=1, dump_group=0, selections=(("nothing-left", 1, 17, (0,)), ("larger-than-the-video", 9, 1, ()))
+    ),
+    "long-timestamps": Plan(
+        frames=61,
+        interval_s=700.3,
+        block_groups=5,
+        previous_blocks=2,
+        dump_group=15,
+        new_tokens=9,
+        selections=(("one-token", 4, 16, (30, 1)), ("uneven", 7, 7, (2,)), ("none", 3, 100, (4,))),
+    ),
     "shorter-than-a-block": Plan(frames=6, block_groups=5, dump_group=0, selections=(("x", 2, 3, (0,)),)),
 }
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parity.tolerances import BATCHED, CHUNKED
-from videoxl2 import attention as attention_module
 from videoxl2 import prefill as prefill_module
+from videoxl2.attention import AttentionBackend
 from videoxl2.config import LanguageSpec, PrefillSettings
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
@@ -47,12 +47,14 @@ def layout_of(time_lengths: list[int], tokens_per_group: int, prefix: int) -> To
 
 
 @contextmanager
-def passes_of(tokens: int, *, has_log_sum: bool = True) -> Iterator[None]:
-    """Passes of at least so many tokens, and attention with or without a kernel that gives the log-sum-exp."""
+def passes_of(
+    tokens: int, backend: AttentionBackend = AttentionBackend.SDPA, *, longest: int | None = None
+) -> Iterator[None]:
+    """Passes of at least so many tokens, which may grow with the video up to ``longest``, through one backend."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefill_module, "PASS_TOKENS", tokens)
-        if not has_log_sum:
-            patch.setattr(attention_module, "_gives_log_sum", lambda q: False)
+        patch.setattr(prefill_module, "LONGEST_PASS_TOKENS", longest or tokens)
+        patch.setattr(decoder(), "backend", backend)
         yield
 
 
@@ -71,7 +73,8 @@ def joined(result: PrefillResult) -> torch.Tensor:
     mode=st.sampled_from(["chunked", "bounded", "plain"]),
     timestamp_groups=st.none() | st.integers(0, 5),
     pass_tokens=st.integers(1, 60),
-    has_log_sum=st.booleans(),
+    longest_pass=st.integers(1, 60),
+    backend=st.sampled_from([AttentionBackend.SDPA, AttentionBackend.PLAIN]),
     seed=st.integers(0, 5),
 )
 def test_blocks_equal_one_masked_pass(
@@ -84,7 +87,8 @@ def test_blocks_equal_one_masked_pass(
     mode: str,
     timestamp_groups: int | None,
     pass_tokens: int,
-    has_log_sum: bool,
+    longest_pass: int,
+    backend: AttentionBackend,
     seed: int,
 ) -> None:
     layout = layout_of(time_lengths, tokens_per_group, prefix)
@@ -98,10 +102,21 @@ def test_blocks_equal_one_masked_pass(
             "timestamp_groups": timestamp_groups if mode == "bounded" else None,
         }
     )
-    with passes_of(pass_tokens, has_log_sum=has_log_sum):
+    with passes_of(pass_tokens, backend, longest=longest_pass):
         streamed = prefill_layout(decoder(), layout, visual, times, knobs, chunk_groups)
     masked = prefill_masked(decoder(), layout, visual, times, knobs, chunk_groups).result
     assert [chunk.groups for chunk in streamed.chunks] == [chunk.groups for chunk in masked.chunks]
+    assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
+
+
+@pytest.mark.parametrize("mode", ["chunked", "bounded", "plain"])
+def test_blocks_through_flex_attention_equal_one_masked_pass(mode: str) -> None:
+    layout = layout_of([2, 3, 1] * 5, 4, 3)
+    visual = torch.randn(15, 4, 24, generator=torch.Generator().manual_seed(4))
+    knobs = PrefillSettings.model_validate({"block_groups": 2, "previous_blocks": 1, "mode": mode})
+    with passes_of(20, AttentionBackend.FLEX, longest=40):
+        streamed = prefill_layout(decoder(), layout, visual, [0.0] * 15, knobs, 4)
+    masked = prefill_masked(decoder(), layout, visual, [0.0] * 15, knobs, 4).result
     assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
 
 

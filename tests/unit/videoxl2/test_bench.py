@@ -16,10 +16,11 @@ from videoxl2.bench import (
     decode_times,
     matrix_rate,
     memory_rate,
+    overlapped_s,
     prefill_run,
     random_spec,
 )
-from videoxl2.config import ModelSpec
+from videoxl2.config import ModelSpec, PrefillSettings
 from videoxl2.model import VideoXL2
 
 
@@ -137,3 +138,16 @@ def test_usage_errors(arguments: list[str], message: str, capsys: pytest.Capture
     assert main(["bench", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1
+
+
+def test_the_overlapped_run_does_all_the_work(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed on a GPU, on a CPU: every frame goes through the tower, every token through the language model."""
+    counts: list[int] = []
+    real = VideoXL2.frame_maps
+    monkeypatch.setattr(
+        VideoXL2, "frame_maps", lambda self, pixels: (counts.append(len(pixels)), real(self, pixels))[1]
+    )
+    layout, _ = bench_layout(tiny_model.spec, 39, tiny_model.tokenizer)
+    side = tiny_model.spec.vision.image_size
+    assert overlapped_s(tiny_model, layout, torch.zeros(16, 3, side, side), 39, PrefillSettings()) > 0
+    assert counts == [16, 16, 7]

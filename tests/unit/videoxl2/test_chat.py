@@ -99,6 +99,25 @@ def test_what_has_no_effect_is_refused(tiny_model: VideoXL2, frames: np.ndarray,
         VideoFrames(frames[:0], [])
 
 
+def test_odd_videos_and_modes(tiny_model: VideoXL2, frames: np.ndarray, indexed: PrefillResult) -> None:
+    with pytest.raises(ValueError, match="mode 'fancy' is none of plain, chunked, bilevel"):
+        tiny_model.chat(indexed, QUESTION, "fancy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite"):
+        tiny_model.index(frames, [float("nan"), *TIMES[1:]])
+    from_array = tiny_model.chat(indexed, QUESTION, "bilevel", selection=np.array([1]), levels=LEVELS, generation=SHORT)  # type: ignore[arg-type]
+    assert from_array == tiny_model.chat(indexed, QUESTION, "bilevel", selection=[1], levels=LEVELS, generation=SHORT)
+
+
+@pytest.mark.parametrize("mode", ["plain", "chunked", "bilevel"])
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_videos_of_less_than_a_group_and_empty_questions(
+    tiny_model: VideoXL2, frames: np.ndarray, mode: Any, num_frames: int
+) -> None:
+    video = VideoFrames(frames[:num_frames], TIMES[:num_frames])
+    answer = tiny_model.chat(video, "", mode, generation=GenerationSettings(max_new_tokens=2))
+    assert isinstance(answer, str)
+
+
 def test_rechunk_keeps_what_fits_and_joins_the_rest(indexed: PrefillResult) -> None:
     assert all(ours is theirs for ours, theirs in zip(rechunk(indexed.chunks, 2), indexed.chunks, strict=True))
     whole = torch.cat([chunk.kv_LSKMDh for chunk in indexed.chunks], dim=3)

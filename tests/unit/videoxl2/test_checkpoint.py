@@ -90,6 +90,21 @@ def test_shards_come_from_the_index(tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": {"a": 5}}', '{"weight_map": []}'])
+def test_an_index_of_another_form_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"index\.json"):
+        weight_files(tmp_path)
+
+
+def test_a_card_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(resolve_checkpoint("tiny") / name, tmp_path)
+    (tmp_path / "card.json").write_text("[1]")
+    with pytest.raises(ModelError, match=r"card\.json"):
+        read_checkpoint_info(tmp_path)
+
+
 def test_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no \.safetensors"):
         weight_files(tmp_path)

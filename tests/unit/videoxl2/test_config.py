@@ -33,6 +33,29 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
+_SMALL_TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers_before_drop": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def test_fields_that_are_null_count_as_absent() -> None:
+    absent = {"dts_config": None, "token_ids": None, "rope_parameters": None, "head_dim": None}
+    assert ModelSpec.from_config({**PUBLISHED, **absent}) == ModelSpec.from_config(PUBLISHED)
+    named = ModelSpec.from_config({**PUBLISHED, "token_ids": {"eos": None}})
+    assert named.tokens.eos == (151645,)
+    assert ModelSpec.from_config({**PUBLISHED, "eos_token_id": [3, 4]}).tokens.eos == (3, 4)
+
+
+def test_a_tower_may_count_its_layers_before_the_last_is_dropped_only() -> None:
+    spec = ModelSpec.from_config({**PUBLISHED, "vision_config": _SMALL_TOWER, "dts_config": {"channels": 64}})
+    assert spec.vision.num_layers == 2
+
+
 def test_published_flat_configuration() -> None:
     spec = ModelSpec.from_config(PUBLISHED)
     assert (spec.vision.width, spec.vision.num_layers, spec.vision.patch_grid) == (1152, 26, 27)
@@ -65,6 +88,23 @@ def test_rope_parameters_of_newer_configurations() -> None:
         ({"vision_config": {"hidden_size": 64}}, "num_hidden_layers"),
         ({"dts_config": {"channels": 64}}, "DTS channels"),
         ({"num_key_value_heads": 3}, "multiple"),
+        ({"num_key_value_heads": 0}, r"language\.num_kv_heads must be at least 1"),
+        ({"num_attention_heads": 0}, r"language\.num_heads"),
+        ({"num_hidden_layers": 0}, r"language\.num_layers"),
+        ({"head_dim": 5}, "even"),
+        ({"mm_spatial_pool_stride": 0}, "pool_stride"),
+        ({"mm_spatial_pool_stride": 25}, "leaves nothing"),
+        ({"hidden_size": "wide"}, "another form"),
+        ({"hidden_size": None}, "another form"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"use_sliding_window": True}, "sliding_window"),
+        ({"eos_token_id": [1.5]}, "neither a token id"),
+        ({"eos_token_id": "2"}, "neither a token id"),
+        ({"vision_config": []}, "another form"),
+        (
+            {"vision_config": {**_SMALL_TOWER, "num_attention_heads": 5}, "dts_config": {"channels": 64}},
+            "vision heads",
+        ),
     ],
 )
 def test_unsupported_configurations_are_named(change: dict[str, Any], message: str) -> None:

@@ -37,6 +37,10 @@ def test_no_groups_gives_only_the_prefix(tiny_model: VideoXL2) -> None:
     assert result.chunks == [] and result.prefix_kv.shape[3] == len(tiny_model.tokenizer.prefix_ids())
 
 
+def test_no_segments_give_no_results(tiny_model: VideoXL2) -> None:
+    assert tiny_model.prefill_batch([]) == []
+
+
 def test_chunks_carry_their_groups_and_own_their_memory(tiny_model: VideoXL2) -> None:
     times = [4.0 * group for group in range(8)]
     result = tiny_model.prefill(visual_tokens(tiny_model, 8), times, chunk_groups=3)
@@ -65,13 +69,13 @@ def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeyp
         **options: Any,
     ) -> torch.Tensor:
         assert mask.shape == (q.shape[2], own[0].shape[2])
-        calls = blocks if "before" in options else full_view
+        calls = blocks if q.shape[2] == 2 * tiny_model.spec.tokens_per_group else full_view
         calls.append((q.shape[2], sum(k.shape[2] for k, _ in seen), own[0].shape[2]))
         return real_parts(q, seen, own, mask, **options)
 
-    def recorded_part(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+    def recorded_part(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
         commons.append((q.shape[2], k.shape[2]))
-        return real_part(q, k, v)
+        return real_part(q, k, v, **options)
 
     monkeypatch.setattr(prefill_module, "attend_parts", recorded_parts)
     monkeypatch.setattr(prefill_module, "attend_part", recorded_part)
@@ -83,7 +87,8 @@ def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeyp
     tiny_model.prefill(visual, [4.0 * g for g in range(groups)], settings)
     layers = tiny_model.spec.language.num_layers - 1
     kept = layout.visual_start + layout.num_time_tokens(groups)
-    assert len(blocks) == layers * (15 - 2) and len(commons) == len(full_view) == layers * 4
+    commons, earlier = commons[0::2], commons[1::2]
+    assert len(blocks) == layers * (15 - 2) and len(commons) == len(earlier) == len(full_view) == layers * 4
     assert all(
         rows == 2 * layout.tokens_per_group and own <= 2 * longest_block and seen <= kept for rows, seen, own in blocks
     )
@@ -93,6 +98,34 @@ def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeyp
     time_rows = layers * (layout.num_time_tokens(groups) - layout.num_time_tokens(2 * 2))
     assert sum(rows for rows, _, _ in blocks) == sum(rows for rows, _ in commons) == visual_rows
     assert sum(rows for rows, _, _ in full_view) == time_rows, "timestamp rows are computed once"
+    assert sum(rows for rows, _ in earlier) == time_rows, "and in one call over all that lies before their pass"
+
+
+def test_passes_of_a_long_video_are_longer_and_their_masks_are_not(
+    tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a quarter of what lies before it, within bounds; its masks stay those of a short one."""
+    lengths: list[int] = []
+    masked: list[tuple[int, int]] = []
+    monkeypatch.setattr(prefill_module, "PASS_TOKENS", 100)
+    monkeypatch.setattr(prefill_module, "LONGEST_PASS_TOKENS", 400)
+    run, parts = tiny_model.language.run_keys_values, prefill_module.attend_parts
+    monkeypatch.setattr(
+        tiny_model.language, "run_keys_values", lambda x, attention: (lengths.append(x.shape[1]), run(x, attention))[1]
+    )
+
+    def recorded(q: Any, seen: Any, own: Any, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        masked.append((mask.shape[0], mask.shape[1]))
+        return parts(q, seen, own, mask, **options)
+
+    monkeypatch.setattr(prefill_module, "attend_parts", recorded)
+    tiny_model.prefill(visual_tokens(tiny_model, 80), [0.0] * 80, PrefillSettings(block_groups=1, previous_blocks=1))
+    per_group = tiny_model.spec.tokens_per_group + 2
+    assert lengths[1] < 100 + per_group and 400 <= max(lengths) < 400 + per_group
+    assert lengths[1:-1] == sorted(lengths[1:-1])
+    times = [(rows, keys) for rows, keys in masked if rows <= 2 * 4]
+    assert max(rows for rows, _ in times) <= 2 * 4, "timestamps of about 100 tokens at a time"
+    assert max(keys for _, keys in times) < 400 + per_group
 
 
 def test_passes_are_whole_blocks_of_enough_tokens(tiny_model: VideoXL2, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,18 @@ def test_answers_end_at_the_known_tokens(tokenizer: Tokenizer) -> None:
     assert set(tokenizer.eos_ids) == {tokenizer.token_id("<|im_end|>"), tokenizer.token_id("<|endoftext|>")}
 
 
+def test_ends_are_read_from_both_configurations(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shutil.copy(resolve_checkpoint("tiny") / "tokenizer.json", tmp_path)
+    known = set(tokenizer.eos_ids)
+    (tmp_path / "config.json").write_text('{"token_ids": {"eos": null}, "eos_token_id": 5}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [6, 7]}')
+    assert set(Tokenizer(tmp_path).eos_ids) == {5, 6, 7} | known
+    for content, message in (("{", "cannot read"), ("[1]", "no JSON object"), ('{"eos_token_id": "x"}', "neither")):
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(ModelError, match=message):
+            _ = Tokenizer(tmp_path).eos_ids
+
+
 def test_absent_things_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)

@@ -110,3 +110,14 @@ def test_small_things_arrive() -> None:
     assert put_numbers([3, 1], CPU).tolist() == [3, 1] and put_numbers([], CPU).dtype == torch.long
     held = torch.ones(2)
     assert put(held, CPU) is held
+
+
+def test_pinned_pictures_are_uploaded_from_where_they_lie() -> None:
+    class Pinned(FakeCuda):
+        def is_pinned(self, tensor: Tensor) -> bool:
+            return True
+
+    cuda = Pinned()
+    frames = torch.arange(12, dtype=torch.uint8).view(1, 2, 2, 3)
+    assert torch.equal(FrameUploads(CPU, cuda).bring(frames), frames)
+    assert cuda.log[0] == ("fill", frames.data_ptr()) and not [what for what, _ in cuda.log if what == "pinned"]
