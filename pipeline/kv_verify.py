@@ -10,6 +10,7 @@ states, value by value, and no more. Tables are only read.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import math
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DISTRIBUTION = "vxl-archive"
 CERTIFICATE_FORMAT = "vxl-kv-certificate/1"
 CERTIFICATE_FOLDER = f"{KV_FOLDER}/certificates"
 PROBE_QUESTION = "What happens in this footage?"
@@ -532,6 +534,7 @@ def _write_certificate(reader: ArchiveReader, report: dict[str, Any], seed: int,
         "weights_digest": reader.manifest.recipe.weights_digest,
         "device": str(reader.model.device),
         "threads": torch.get_num_threads(),
+        "program": f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}",
         "torch": torch.__version__,
         "probe": {"question": PROBE_QUESTION, "tokens": PROBE_TOKENS},
         "tolerance": tolerance,
