@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from indexers.errors import MissingKV
+from indexers.errors import StoreError
 from indexers.records import VideoRow, make_group_id, rows_of
 from indexers.scope import Scope
 from pipeline.chunk_scores import score_chunks
-from pipeline.errors import ConfigError, UsageError
+from pipeline.errors import ConfigError, EvidenceUnavailable, StorageError, UsageError
 from pipeline.evidence import evidence_for
 from pipeline.kv_source import LoadedKV
 from pipeline.planner import ReusePlan
@@ -78,17 +78,19 @@ def ask(
     if not plan:
         return _abstain(question, coverage, reader.notices)
     way = ReusePlan(reader, plan, reuse)
-    plan = way.chunks
     retrieve_s = time.perf_counter() - started
 
     videos = {video.video_id: video for video in reader.videos()}
-    try:
-        begun = _begin_answer(way, videos, suffix_ids, limit)
-    except MissingKV as exc:  # on S3 a file that is demoted is gone for those who read it, too
-        logger.warning("stored KV went away while it was read; asking again from what is there now: %s", exc)
-        way = ReusePlan(reader, plan, reuse)
-        plan = way.chunks
-        begun = _begin_answer(way, videos, suffix_ids, limit)
+    while True:
+        try:
+            begun = _begin_answer(way, videos, suffix_ids, limit)
+            break
+        except (StoreError, StorageError, EvidenceUnavailable) as exc:
+            if not way.is_outdated:  # each time round something was demoted, and that comes to an end
+                raise
+            logger.warning("KV was demoted before it was read; beginning again from what is there now: %s", exc)
+            way = ReusePlan(reader, plan, reuse)
+    plan = way.chunks
     loaded, first_token_at = begun.loaded, begun.first_token_at
     token_ids: list[int] = []
     text = ""
@@ -138,7 +140,7 @@ class _Begun:
 
 
 def _begin_answer(way: ReusePlan, videos: dict[str, VideoRow], suffix_ids: Sequence[int], limit: int) -> _Begun:
-    """Reload, assemble and prefill, all at once. Raises ``MissingKV`` for a file that goes away meanwhile."""
+    """Reload, assemble and prefill, all at once. Raises what loading raises; on S3 also for files demoted meanwhile."""
     from videoxl2.decode import generate
 
     model = way.reader.model

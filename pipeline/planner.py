@@ -174,6 +174,13 @@ class ReusePlan:
                 mode = "auto"
         return KVSource(self.reader, mode).open(wanted)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a writer changed, since this was planned, what the archive keeps of its segments."""
+        video_ids = {chunk.row["video_id"] for chunk in self.chunks}
+        now = {segment.segment_id: segment.file_paths for segment in self.reader.store.segments_of(video_ids)}
+        return any(now.get(name) != segment.file_paths for name, segment in self._segments.items())
+
     def record(self, load_s: float, recompute_s: float, tokens_s: float = 0.0) -> None:
         """Note what it took, and that these segments were used. A mixture with recomputing teaches nothing.
 
