@@ -40,7 +40,6 @@ from indexers.folder import ByteRange, LocalFile, LocalFolder, Name
 from indexers.kv_file import DenseKVHeader, DenseKVReader, write_dense_kv
 from pipeline.kv_encoding import encode_chunk, encoding_of
 from pipeline.kv_reload import Reload
-from pipeline.s3_folder import S3File
 from videoxl2.config import LanguageSpec
 from videoxl2.decode import Assembly, HeaderIds, Piece
 from videoxl2.kv import ChunkKV, KVLevel
@@ -77,9 +76,7 @@ class _SlowRange:
 
 
 class SlowFile(LocalFile):
-    """A local file behind the throttle; like an object on S3, not worth small requests."""
-
-    least_read_bytes = S3File.least_read_bytes
+    """A local file behind the throttle."""
 
     def __init__(self, path: Path, throttle: Throttle) -> None:
         super().__init__(path)
@@ -124,7 +121,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    arguments.width = 64 if arguments.device_s else arguments.width
+    arguments.width = 128 if arguments.device_s else arguments.width
     spec = LanguageSpec(
         vocab_size=1000,
         width=arguments.width,
