@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from indexers.errors import MissingKV
 from indexers.kv_file import DenseKVReader
 from indexers.records import SPARSE_SCHEMA, to_table
 from indexers.store import LanceStore
-from pipeline import Archive, ArchiveError
+from pipeline import Archive, ArchiveError, kv_verify
 from pipeline.config import load_settings
 from pipeline.cost_log import COST_LOG, append_cost, read_costs
 from pipeline.tiers import kv_file_bytes, tier_of
@@ -198,6 +199,29 @@ def test_kv_that_is_demoted_while_it_is_read_is_asked_for_once_more(
     assert tiers_of(archive) != before
     assert (answer.answer, answer.token_ids, answer.citations) == (after.answer, after.token_ids, after.citations)
     assert answer.context == after.context
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_demotion_beside_verification_is_no_damage(
+    movable: tuple[Path, Path], is_deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments are chosen first and verified for minutes: one demoted meanwhile was reported as lost."""
+    archive, _ = movable
+    opened = Archive(archive, settings=load_settings(environ={}))
+    stored, calls = kv_verify._stored_dense, itertools.count()
+
+    def demoted(reader: Any, segment: Any) -> Any:
+        if next(calls) == 0 and is_deleted:
+            opened.delete(*(video["uri"] for video in opened.videos()))
+        elif not is_deleted:
+            opened.kv.evict(max_bytes=0)
+        return stored(reader, segment)
+
+    monkeypatch.setattr(kv_verify, "_stored_dense", demoted)
+    report = opened.kv.verify(all_segments=True)
+    assert report["ok"] or is_deleted
+    assert report["counts"]["failed"] == 0
+    assert {row["codec"] for row in report["segments"]} <= ({"none"} if not is_deleted else set())
 
 
 def test_kv_that_is_lost_while_it_is_read_is_a_typed_error(
