@@ -51,9 +51,13 @@ class ByteRange(Protocol):
 
 
 class StoredFile(Protocol):
-    """A file open for reading by range; threads may share it."""
+    """A file open for reading by range; threads may share it.
+
+    Reading less than ``least_read_bytes`` at once takes about as long as reading that much.
+    """
 
     num_bytes: int
+    least_read_bytes: int
 
     def read(self, offset: int, length: int) -> bytes:
         """At most ``length`` bytes: fewer where the file ends."""
@@ -169,6 +173,8 @@ class _LocalRange:
 
 class LocalFile:
     """A local file open for reading by range. Replaced or removed, it stays whole for who has it open."""
+
+    least_read_bytes = 256 * 1024
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("rb", buffering=0)

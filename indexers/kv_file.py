@@ -1,11 +1,13 @@
-"""Dense KV of one segment in one file: format 2 (1 is read too), writer and reader. docs/storage.md has every byte.
+"""Dense KV of one segment in one file: format 3 (1 and 2 are read too), writer and reader. docs/storage.md has it all.
 
-Writer and reader know chunks of bytes; what a chunk holds is its header's business, so that files of other things per
-chunk (``token_file``) are written, checked and read by the same code.
+Writer and reader know chunks of bytes, each in one or more sections of equal length with a checksum of their own; what
+a section holds is its header's business, so that files of other things per chunk (``token_file``) are written, checked
+and read by the same code.
 
 Keys are stored before rotation. A chunk stands for values ``[layer][K|V][kv_head][token][head_dim]``; its bytes, as the
 header's ``KVEncoding`` says, are whole and contiguous and start at a multiple of 4096, so that one range read loads one
-chunk. Bytes come in as any buffer and go out into any; encoding and decoding them is the model's business.
+chunk. Its sections are its layers: those that are used first can be read, checked and used first. Bytes come in as any
+buffer and go out into any; encoding and decoding them is the model's business.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"VXLKVF\r\n"
-FORMAT_VERSION = 2
-READABLE_FORMATS = (1, 2)
-"""Format 1 has no ``codec_parameters`` and knows ``exact`` only; everything else is the same."""
+FORMAT_VERSION = 3
+READABLE_FORMATS = (1, 2, 3)
+"""Format 1 has no ``codec_parameters`` and knows ``exact`` only."""
+_LAYERED_SINCE = 3
+"""Before, a chunk is one section, encoded as a whole."""
 LAYOUT = "[chunk][layer][K|V][kv_head][token][head_dim]"
 ROTATION = "unrotated"
 EXACT = "exact"
@@ -44,7 +48,7 @@ PIECE_BYTES = 512 * 1024
 _MAX_PARTS = 256
 _PARAMETER_BYTES = 4
 """Offset and step of a group, float16 each."""
-_NO_DIGEST = "0" * 32
+_DIGEST_DIGITS = 32
 
 
 class StepGroup(NamedTuple):
@@ -90,8 +94,8 @@ class KVEncoding:
             raise ValueError(f"codec_parameters has unknown members: {', '.join(sorted(unknown))}")
         return cls(fields["codec"], groups.get("keys"), groups.get("values"))
 
-    def chunk_bytes(self, shape: Sequence[int], item_bytes: int) -> int:
-        """Length of an encoded chunk of ``shape`` [layers, 2, kv_heads, tokens, head_dim]."""
+    def num_bytes(self, shape: Sequence[int], item_bytes: int) -> int:
+        """Length of encoded values of ``shape`` [layers, 2, kv_heads, tokens, head_dim]: of one section."""
         layers, _, heads, tokens, width = shape
         rows = layers * heads
         if self.keys is None or self.values is None:
@@ -119,8 +123,12 @@ class ChunkHeader(Protocol):
     @property
     def num_chunks(self) -> int: ...
 
+    @property
+    def num_sections(self) -> int:
+        """Stretches of equal length that a chunk is checked in."""
+
     def chunk_bytes(self, chunk: int) -> int:
-        """Length of a chunk in the file."""
+        """Length of a chunk in the file, a multiple of ``num_sections``."""
 
     def to_fields(self) -> dict[str, Any]:
         """Members of the header besides ``chunks`` and ``file_bytes``."""
@@ -138,7 +146,7 @@ class DenseKVHeader:
     """What a KV file says about itself before any payload.
 
     ``chunk_groups`` gives for each chunk the ``(timestamp tokens, visual tokens)`` of each of its frame groups;
-    ``dtype`` is that of the values, whatever the encoding.
+    ``dtype`` is that of the values, whatever the encoding; ``format`` is older for a file of an earlier version.
     """
 
     video_id: str
@@ -150,6 +158,7 @@ class DenseKVHeader:
     head_dim: int
     chunk_groups: tuple[tuple[tuple[int, int], ...], ...]
     encoding: KVEncoding = field(default=AS_COMPUTED)
+    format: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -171,9 +180,19 @@ class DenseKVHeader:
         """``[layers, 2 (K, V), kv_heads, tokens, head_dim]``."""
         return (self.layers, 2, self.kv_heads, self.num_tokens(chunk), self.head_dim)
 
+    @property
+    def num_sections(self) -> int:
+        """The layers of a chunk, or 1: a file of an older format has one checksum per chunk."""
+        return self.layers if self.format >= _LAYERED_SINCE else 1
+
+    def section_shape(self, chunk: int) -> tuple[int, int, int, int, int]:
+        """``[layers, 2, kv_heads, tokens, head_dim]`` of what one section stands for."""
+        layers, *rest = self.chunk_shape(chunk)
+        return (layers // self.num_sections, *rest)  # type: ignore[return-value]
+
     def chunk_bytes(self, chunk: int) -> int:
         """Length of a chunk in the file."""
-        return self.encoding.chunk_bytes(self.chunk_shape(chunk), ITEM_BYTES[self.dtype])
+        return self.num_sections * self.encoding.num_bytes(self.section_shape(chunk), ITEM_BYTES[self.dtype])
 
     @property
     def magic(self) -> bytes:
@@ -183,7 +202,7 @@ class DenseKVHeader:
     def to_fields(self) -> dict[str, Any]:
         """Members of the header besides ``chunks`` and ``file_bytes``."""
         return {
-            "format": FORMAT_VERSION,
+            "format": self.format,
             "layout": LAYOUT,
             "rotation": ROTATION,
             "codec": self.encoding.codec,
@@ -221,6 +240,7 @@ class DenseKVHeader:
             head_dim=fields["head_dim"],
             chunk_groups=tuple(tuple(tuple(group) for group in chunk["groups"]) for chunk in fields["chunks"]),
             encoding=encoding,
+            format=fields["format"],
         )
 
 
@@ -232,11 +252,22 @@ def require_known(fields: dict[str, Any], known: dict[str, Sequence[Any]]) -> No
 
 
 class ChunkEntry(NamedTuple):
-    """Where a chunk lies in its file, in bytes, and its xxh3_128 as 32 hex digits."""
+    """Where a chunk lies in its file, in bytes, and xxh3_128 of each of its sections, 32 hex digits each."""
 
     offset: int
     length: int
     digest: str
+
+    @property
+    def num_sections(self) -> int:
+        return len(self.digest) // _DIGEST_DIGITS
+
+    @property
+    def section_bytes(self) -> int:
+        return self.length // self.num_sections
+
+    def section_digest(self, section: int) -> str:
+        return self.digest[section * _DIGEST_DIGITS : (section + 1) * _DIGEST_DIGITS]
 
 
 class WrittenKV(Sequence[ChunkEntry]):
@@ -272,17 +303,7 @@ class DenseKVWriter:
     def __init__(self, path: Name, header: ChunkHeader, folder: Folder = HERE) -> None:
         self.header = header
         self._entries: list[ChunkEntry] = []
-        sizes = [header.chunk_bytes(chunk) for chunk in range(header.num_chunks)]
-        # Offsets depend on the header's length and that on the digits of the offsets: settle from below.
-        header_bytes = 0
-        while True:
-            planned = _plan(sizes, header_bytes)
-            needed = len(pack_header(header.magic, _fields(header, planned)))
-            if needed <= header_bytes:
-                break
-            header_bytes = needed
-        self._planned = planned
-        self._file_bytes = planned[-1].offset + aligned(planned[-1].length) if planned else header_bytes
+        self._planned, header_bytes, self._file_bytes = _plan_file(header)
         self._durable = folder.create(path, write_once=True)
         self._durable.file.seek(header_bytes)
 
@@ -301,7 +322,10 @@ class DenseKVWriter:
         expected = self._planned[position].length
         if len(view) != expected:
             raise ValueError(f"chunk {position} has {len(view)} bytes, its header says {expected}")
-        entry = ChunkEntry(self._planned[position].offset, expected, xxhash.xxh3_128_hexdigest(view))
+        size = self._planned[position].section_bytes
+        sections = (view[section * size :][:size] for section in range(self.header.num_sections))
+        digest = "".join(map(xxhash.xxh3_128_hexdigest, sections))
+        entry = ChunkEntry(self._planned[position].offset, expected, digest)
         self._durable.file.write(view)
         self._durable.file.write(bytes(aligned(expected) - expected))
         self._entries.append(entry)
@@ -344,13 +368,14 @@ def rewrite_dense_kv(
     """Write a stored file anew under another encoding, chunk by chunk; ``source`` stays as it is.
 
     ``convert`` is given a chunk's index and its checked bytes and returns the bytes of the same values under
-    ``encoding``. The new file is durable when this returns and nobody reads it before a row names it: commit the row,
-    then remove the old file. ``ValueError`` if ``path`` is the source's own, since a reader that holds the old row
-    would find a stranger there. Raises what reading and writing raise, and then leaves nothing behind.
+    ``encoding``, in the present format. The new file is durable when this returns and nobody reads it before a row
+    names it: commit the row, then remove the old file. ``ValueError`` if ``path`` is the source's own, since a reader
+    that holds the old row would find a stranger there. Raises what reading and writing raise, and then leaves nothing
+    behind.
     """
     if os.path.abspath(folder.address(path)) == os.path.abspath(source.path):  # noqa: PTH100
         raise ValueError(f"{str(path)!r} is the file that is read; a re-encoded file needs a path of its own")
-    header = replace(source.header, encoding=encoding)
+    header = replace(source.header, encoding=encoding, format=FORMAT_VERSION)
     return write_dense_kv(path, header, (convert(i, source.read_chunk(i)) for i in range(header.num_chunks)), folder)
 
 
@@ -392,6 +417,7 @@ class ChunkReader(Generic[HeaderT]):
             self._file.close()
             raise StoreUnavailable(self.path, str(exc)) from exc
         self.num_bytes = int(fields["file_bytes"])
+        self.least_read_bytes = self._file.least_read_bytes
 
     @classmethod
     def _understood(cls, fields: dict[str, Any], header_bytes: int) -> tuple[HeaderT, tuple[ChunkEntry, ...]]:
@@ -417,45 +443,66 @@ class ChunkReader(Generic[HeaderT]):
         self.read_chunk_into(chunk, [buffer])
         return buffer
 
-    def open_run(self, chunks: Sequence[int]) -> AbstractContextManager[ByteRange]:
+    def open_run(self, chunks: Sequence[int], sections: range | None = None) -> AbstractContextManager[ByteRange]:
         """Chunks that follow each other in the file, to be read in order by ``read_chunk_into``: on S3 in one request.
 
-        Nothing is read yet.
+        With ``sections`` only those of the first to those of the last chunk. Nothing is read yet.
         """
         first, last = self._entry(chunks[0]), self._entry(chunks[-1])
-        return self._file.open_range(first.offset, last.offset + aligned(last.length) - first.offset)
+        sections = range(last.num_sections) if sections is None else sections
+        start, end = first.offset + sections.start * first.section_bytes, self._end_of(last, sections)
+        return self._file.open_range(start, end - start)
 
-    def read_chunk_into(self, chunk: int, parts: Sequence[memoryview], run: ByteRange | None = None) -> None:
+    def read_chunk_into(
+        self,
+        chunk: int,
+        parts: Sequence[memoryview],
+        run: ByteRange | None = None,
+        sections: range | None = None,
+    ) -> None:
         """Read one chunk into ``parts``, writable views of bytes that follow each other and together have its length.
 
         So a chunk can land where it is used, however that lies in memory. ``run``: an open one that it belongs to.
-        Raises ``CorruptKV`` naming file and chunk; what the parts hold is then of no use.
+        ``sections``: only these, whose length the parts then have; each is checked on its own. Raises ``CorruptKV``
+        naming file and chunk; what the parts hold is then of no use.
         """
-        if run is None:
-            with self.open_run([chunk]) as run:
-                return self.read_chunk_into(chunk, parts, run)
         entry = self._entry(chunk)
-        if sum(len(part) for part in parts) != entry.length:
-            raise ValueError(f"chunk {chunk} has {entry.length} bytes, {sum(map(len, parts))} were given room")
+        sections = range(entry.num_sections) if sections is None else sections
+        if run is None:
+            with self.open_run([chunk], sections) as run:
+                return self.read_chunk_into(chunk, parts, run, sections)
+        size = entry.section_bytes
+        if sum(len(part) for part in parts) != len(sections) * size:
+            raise ValueError(f"{sections} of chunk {chunk} have {size} bytes each, not {sum(map(len, parts))} in all")
         padding = memoryview(bytearray(aligned(entry.length) - entry.length))
         hasher = xxhash.xxh3_128()
-        position = 0
-        for batch in _batches(parts):
-            size = sum(len(view) for view in batch)
-            ends = position + size == entry.length
-            self._read_fully(run, chunk, [*batch, padding] if ends and len(padding) else batch, position)
-            for view in batch:
-                hasher.update(view)
-            position += size
-        if hasher.hexdigest() != entry.digest:
-            raise CorruptKV(self.path, chunk, "checksum differs")
+        position, end = sections.start * size, sections.stop * size
+        for section, views in zip(sections, _cut(parts, size, len(sections)), strict=True):
+            for batch in _batches(views):
+                num_bytes = sum(len(view) for view in batch)
+                is_end = position + num_bytes == end == entry.length
+                self._read_fully(run, chunk, [*batch, padding] if is_end and len(padding) else batch, position)
+                for view in batch:
+                    hasher.update(view)
+                position += num_bytes
+            if hasher.hexdigest() != entry.section_digest(section):
+                raise CorruptKV(self.path, chunk, "checksum differs")
+            hasher.reset()
         if any(padding):
             raise CorruptKV(self.path, chunk, "padding after the chunk is not zero")
 
-    def announce(self, chunks: Iterable[int]) -> None:
+    def announce(self, chunks: Iterable[int], sections: range | None = None) -> None:
         """Tell the system that these chunks are read soon, so that it fetches them ahead; no more than advice."""
         for entry in map(self._entry, chunks):
-            self._file.announce(entry.offset, aligned(entry.length))
+            these = range(entry.num_sections) if sections is None else sections
+            start = entry.offset + these.start * entry.section_bytes
+            self._file.announce(start, self._end_of(entry, these) - start)
+
+    @staticmethod
+    def _end_of(entry: ChunkEntry, sections: range) -> int:
+        """Where the sections end in the file; after the last one comes the padding."""
+        is_last = sections.stop == entry.num_sections
+        return entry.offset + (aligned(entry.length) if is_last else sections.stop * entry.section_bytes)
 
     def _entry(self, chunk: int) -> ChunkEntry:
         if not 0 <= chunk < len(self.entries):
@@ -496,6 +543,21 @@ def _byte_view(payload: Buffer) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
+def _cut(parts: Sequence[memoryview], size: int, count: int) -> Iterator[list[memoryview]]:
+    """The parts in order, cut into ``count`` runs of ``size`` bytes."""
+    left = list(parts)[::-1]
+    for _ in range(count):
+        run: list[memoryview] = []
+        room = size
+        while room:
+            view = left.pop()
+            run.append(view[:room])
+            if len(view) > room:
+                left.append(view[room:])
+            room -= len(run[-1])
+        yield run
+
+
 def _batches(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     """The parts in order, cut and gathered into batches of at most ``PIECE_BYTES``; the last may be empty."""
     batch: list[memoryview] = []
@@ -511,11 +573,31 @@ def _batches(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     yield batch
 
 
-def _plan(sizes: list[int], header_bytes: int) -> list[ChunkEntry]:
+def file_bytes(header: ChunkHeader) -> int:
+    """Length of the file that has this header, in bytes."""
+    return _plan_file(header)[2]
+
+
+def _plan_file(header: ChunkHeader) -> tuple[list[ChunkEntry], int, int]:
+    """The chunks without their digests, the header's length and the file's."""
+    sizes = [header.chunk_bytes(chunk) for chunk in range(header.num_chunks)]
+    no_digest = "0" * _DIGEST_DIGITS * header.num_sections
+    # Offsets depend on the header's length and that on the digits of the offsets: settle from below.
+    header_bytes = 0
+    while True:
+        planned = _plan(sizes, header_bytes, no_digest)
+        needed = len(pack_header(header.magic, _fields(header, planned)))
+        if needed <= header_bytes:
+            break
+        header_bytes = needed
+    return planned, header_bytes, planned[-1].offset + aligned(planned[-1].length) if planned else header_bytes
+
+
+def _plan(sizes: list[int], header_bytes: int, digest: str) -> list[ChunkEntry]:
     entries = []
     offset = header_bytes
     for size in sizes:
-        entries.append(ChunkEntry(offset, size, _NO_DIGEST))
+        entries.append(ChunkEntry(offset, size, digest))
         offset += aligned(size)
     return entries
 
@@ -532,14 +614,16 @@ def _fields(header: ChunkHeader, entries: Sequence[ChunkEntry]) -> dict[str, Any
 
 def _entries(header: ChunkHeader, fields: dict[str, Any], header_bytes: int) -> tuple[ChunkEntry, ...]:
     """Where the chunks lie; ``HeaderError`` where a length is not the one that the header's own figures make, and
-    where they do not follow each other without gaps."""
+    where they do not follow each other without gaps or lack checksums."""
     entries = tuple(ChunkEntry(chunk["offset"], chunk["length"], chunk["digest"]) for chunk in fields["chunks"])
     for position, entry in enumerate(entries):
         if entry.length != header.chunk_bytes(position):
             raise HeaderError(
                 f"chunk {position} has {entry.length} bytes, its tokens make {header.chunk_bytes(position)}"
             )
-    planned = _plan([entry.length for entry in entries], header_bytes)
+        if len(entry.digest) != _DIGEST_DIGITS * header.num_sections:
+            raise HeaderError(f"chunk {position} has another number of checksums than {header.num_sections}")
+    planned = _plan([entry.length for entry in entries], header_bytes, "")
     for position, (entry, place) in enumerate(zip(entries, planned, strict=True)):
         if entry.offset != place.offset:
             raise HeaderError(f"chunk {position} is said to begin at {entry.offset}, it begins at {place.offset}")

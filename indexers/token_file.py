@@ -56,6 +56,11 @@ class TokensHeader:
         return len(self.chunk_times_s)
 
     @property
+    def num_sections(self) -> int:
+        """A chunk has one checksum."""
+        return 1
+
+    @property
     def group_times_s(self) -> tuple[float, ...]:
         """Media time in seconds of every frame group of the segment."""
         return tuple(time_s for times_s in self.chunk_times_s for time_s in times_s)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline.kv_source import LoadedKV
     from pipeline.reader import ArchiveReader
     from videoxl2.decode import Piece
-    from videoxl2.kv import KVCache
 
 MODELS = ("tiny", "large")
 QUESTIONS = (
@@ -286,22 +285,21 @@ class _ModelRun:
         _, suffix_ids = model.tokenizer.prompt_parts(question)
         started = time.perf_counter()
         made = context(question)
-        with made.loaded or nullcontext():
-            cache: KVCache = model.assemble(made.pieces, max_tokens=_NO_LIMIT)
-        if made.loaded is not None:
-            made.shot["load_s"] = made.loaded.load_s + made.loaded.wait_s
-        tokens = cache.length + len(suffix_ids)
         with torch.no_grad():
-            first = decoder.logits(decoder.extend(cache, decoder.embed(suffix_ids))[-1:])
-            chosen = [int(first.argmax())]
+            with made.loaded or nullcontext():
+                cache = model.begin_assembly(made.pieces, max_tokens=_NO_LIMIT)
+                tokens = cache.length + len(suffix_ids)
+                chosen = [int(decoder.logits(cache.extend(suffix_ids)[-1]).argmax())]
             first_token_s = time.perf_counter() - started
+            if made.loaded is not None:
+                made.shot["load_s"] = made.loaded.load_s + made.loaded.wait_s
             wanted = self._answers.get(question)
             if wanted is None:
                 while len(chosen) < self._bench.answer_tokens:
-                    chosen.append(int(decoder.logits(decoder.extend(cache, decoder.embed(chosen[-1:]))[-1]).argmax()))
+                    chosen.append(int(decoder.logits(cache.extend(chosen[-1:])[-1]).argmax()))
                 wanted = self._answers[question] = chosen
             else:
-                chosen += decoder.logits(decoder.extend(cache, decoder.embed(wanted[:-1]))).argmax(-1).tolist()
+                chosen += decoder.logits(cache.extend(wanted[:-1])).argmax(-1).tolist()
         agreement = sum(ours == theirs for ours, theirs in zip(chosen, wanted, strict=True)) / len(wanted)
         return _Shot(first_token_s=first_token_s, agreement=agreement, tokens=tokens, **made.shot)
 

@@ -7,16 +7,19 @@ last of the context, are dense, and the rest is sparse.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from indexers.errors import StoreError
 from indexers.records import VideoRow, make_group_id, rows_of
 from indexers.scope import Scope
 from pipeline.chunk_scores import score_chunks
-from pipeline.errors import ConfigError, UsageError
+from pipeline.errors import ConfigError, EvidenceUnavailable, StorageError, UsageError
 from pipeline.evidence import evidence_for
 from pipeline.kv_source import LoadedKV
 from pipeline.planner import ReusePlan
@@ -25,8 +28,10 @@ from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 
 if TYPE_CHECKING:
-    from videoxl2.decode import Piece
+    from videoxl2.decode import Piece, TokenStep
     from videoxl2.kv import KVLevel
+
+logger = logging.getLogger(__name__)
 
 REUSE_MODES = ("auto", "reload", "recompute")
 CANDIDATE_GROUPS = 512
@@ -63,8 +68,6 @@ def ask(
     scope, coverage = reader.resolve(filters)
     if coverage.is_empty:
         return _abstain(question, coverage, reader.notices)
-    from videoxl2.decode import generate
-
     model = reader.model
     prefix_ids, suffix_ids = model.tokenizer.prompt_parts(question)
 
@@ -75,20 +78,23 @@ def ask(
     if not plan:
         return _abstain(question, coverage, reader.notices)
     way = ReusePlan(reader, plan, reuse)
-    plan = way.chunks
     retrieve_s = time.perf_counter() - started
 
-    with way.open() as loaded:
-        mark = time.perf_counter()
-        videos = {video.video_id: video for video in reader.videos()}
-        cache = model.assemble(context_pieces(plan, loaded, videos, model.tokenizer))
-    context_tokens = cache.length
+    videos = {video.video_id: video for video in reader.videos()}
+    while True:
+        try:
+            begun = _begin_answer(way, videos, suffix_ids, limit)
+            break
+        except (StoreError, StorageError, EvidenceUnavailable) as exc:
+            if not way.is_outdated:  # each time round something was demoted, and that comes to an end
+                raise
+            logger.warning("KV was demoted before it was read; beginning again from what is there now: %s", exc)
+            way = ReusePlan(reader, plan, reuse)
+    plan = way.chunks
+    loaded, first_token_at = begun.loaded, begun.first_token_at
     token_ids: list[int] = []
     text = ""
-    first_token_at: float | None = None
-    for step in generate(model, cache, suffix_ids, limit, model.tokenizer.eos_ids):
-        if first_token_at is None:
-            first_token_at = time.perf_counter()
+    for step in begun.steps:
         token_ids.append(step.token_id)
         if on_text is not None:
             longer = model.tokenizer.decode(token_ids)
@@ -96,7 +102,6 @@ def ask(
                 on_text(longer[len(text) :])
                 text = longer
     ended = time.perf_counter()
-    first_token_at = first_token_at or ended
     way.record(loaded.load_s + loaded.wait_s, loaded.recompute_s, loaded.tokens_s)
     return Answer(
         question=question,
@@ -107,19 +112,49 @@ def ask(
             retrieve_s=retrieve_s,
             load_s=loaded.load_s + loaded.wait_s,
             recompute_s=loaded.recompute_s + loaded.tokens_s,
-            prefill_s=first_token_at - mark - loaded.wait_s,
+            prefill_s=first_token_at - begun.opened_at - loaded.wait_s,
             first_token_s=first_token_at - started,
             decode_s=ended - first_token_at,
         ),
         context=Context(
             dense_chunks=sum(chunk.level.value == "dense" for chunk in plan),
             sparse_chunks=sum(chunk.level.value == "sparse" for chunk in plan),
-            tokens=context_tokens + len(suffix_ids),
+            tokens=begun.context_tokens + len(suffix_ids),
             kv_bytes_read=loaded.bytes_read,
         ),
         coverage=coverage,
         token_ids=tuple(token_ids),
         notices=reader.notices,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """An answer whose first token is there, so that all KV has arrived and was found whole."""
+
+    loaded: LoadedKV
+    steps: Iterator[TokenStep]
+    context_tokens: int
+    opened_at: float
+    first_token_at: float
+
+
+def _begin_answer(way: ReusePlan, videos: dict[str, VideoRow], suffix_ids: Sequence[int], limit: int) -> _Begun:
+    """Reload, assemble and prefill, all at once. Raises what loading raises; on S3 also for files demoted meanwhile."""
+    from videoxl2.decode import generate
+
+    model = way.reader.model
+    with way.open() as loaded:
+        opened_at = time.perf_counter()
+        assembly = model.begin_assembly(context_pieces(way.chunks, loaded, videos, model.tokenizer))
+        steps = generate(model, assembly, suffix_ids, limit, model.tokenizer.eos_ids)
+        first = [step for step in (next(steps, None),) if step is not None]
+    return _Begun(
+        loaded=loaded,
+        steps=itertools.chain(first, steps),
+        context_tokens=assembly.length,
+        opened_at=opened_at,
+        first_token_at=time.perf_counter(),
     )
 
 

@@ -137,6 +137,12 @@ class QuerySettings(BaseModel):
         "attention (what the model looks at in the pooled KV), fused (both)",
     )
     max_new_tokens: int = Field(64, ge=1, le=4096, description="longest answer in tokens")
+    layer_bands: int = Field(
+        4,
+        ge=1,
+        description="rounds in which stored KV is read, first layers first, so that the question goes through these "
+        "while later ones arrive; 1 = whole chunks",
+    )
 
 
 class Settings(BaseModel):

@@ -9,12 +9,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from indexers.folder import Place, as_folder
-from indexers.kv_file import AS_COMPUTED, CODECS, DenseKVReader, KVEncoding, StepGroup, rewrite_dense_kv
+from indexers.kv_file import (
+    AS_COMPUTED,
+    CODECS,
+    EXACT,
+    FORMAT_VERSION,
+    DenseKVHeader,
+    DenseKVReader,
+    KVEncoding,
+    StepGroup,
+    rewrite_dense_kv,
+)
 from indexers.records import SegmentRow, kv_path
 from pipeline.errors import StorageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from videoxl2.kv_codec import CodecSettings
 
@@ -48,6 +59,29 @@ def codec_settings(encoding: KVEncoding) -> CodecSettings:
     return CodecSettings(codec, keys, values)
 
 
+def encode_chunk(kv_LSKMDh: Tensor, header: DenseKVHeader) -> memoryview:
+    """A chunk's bytes as a file with this header has them. Raises ``KVLayoutError`` for values out of range."""
+    from videoxl2.kv_codec import encode_sections
+
+    return encode_sections(kv_LSKMDh, codec_settings(header.encoding), header.num_sections).data
+
+
+def decode_chunk(payload: memoryview, header: DenseKVHeader, index: int, device: str | torch.device = "cpu") -> Tensor:
+    """A chunk [layers, 2, KV heads, tokens, head width] from its bytes in a file with this header."""
+    import torch
+
+    from videoxl2.kv import kv_from_buffer
+    from videoxl2.kv_codec import decode_sections_into
+
+    shape, settings = header.chunk_shape(index), codec_settings(header.encoding)
+    if header.encoding.codec == EXACT:
+        return kv_from_buffer(payload, header.dtype, shape, device)
+    raw_B = kv_from_buffer(payload, "uint8", (len(payload),), device)
+    kv_LSKMDh = torch.empty(shape, dtype=getattr(torch, header.dtype), device=device)
+    decode_sections_into(raw_B, header.dtype, settings, kv_LSKMDh, header.num_sections)
+    return kv_LSKMDh
+
+
 def reencode_segment(archive: Place, segment: SegmentRow, codec: str, device: str | torch.device = "cpu") -> SegmentRow:
     """Write a segment's dense KV again under a codec of fewer bytes; the new row. The old file stays.
 
@@ -58,7 +92,6 @@ def reencode_segment(archive: Place, segment: SegmentRow, codec: str, device: st
     dense KV; raises what reading raises, and ``StorageError`` for values that the codec cannot hold.
     """
     from videoxl2.errors import KVLayoutError
-    from videoxl2.kv_codec import decode_kv, encode_kv
 
     if segment.kv_path is None:
         raise ValueError(f"segment {segment.segment_id} keeps no dense KV")
@@ -68,13 +101,12 @@ def reencode_segment(archive: Place, segment: SegmentRow, codec: str, device: st
     target = kv_path(segment.video_id, segment.segment_index, codec)
     folder = as_folder(archive)
     with DenseKVReader(segment.kv_path, segment.kv_digest, folder) as file:
-        header, stored, wanted = file.header, codec_settings(file.header.encoding), codec_settings(encoding)
+        source, wanted = file.header, replace(file.header, encoding=encoding, format=FORMAT_VERSION)
 
         def convert(index: int, payload: memoryview) -> memoryview:
             if not payload:  # a chunk that keeps sparse KV only
                 return payload
-            kv_LSKMDh = decode_kv(payload, header.chunk_shape(index), header.dtype, stored, device)
-            return encode_kv(kv_LSKMDh, wanted).data
+            return encode_chunk(decode_chunk(payload, source, index, device), wanted)
 
         try:
             written = rewrite_dense_kv(file, target, encoding, convert, folder)

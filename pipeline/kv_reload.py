@@ -1,9 +1,10 @@
 """Stored chunks on their way to where they are used: several reads in flight, no copy between file and cache.
 
 A piece is bound to its place, a slot of the cache or a tensor of its own, before anything is read. Then threads read
-the chunks in the order in which they are needed, neighbours in a file together. An exact chunk for the CPU is read
+the chunks in the order in which they are needed: the first layers of all chunks, then the next ones, where chunks are
+large enough; else whole chunks, neighbours in a file together. An exact chunk for the CPU is read
 straight into its place; any other is read into a buffer that its thread uses again and again, uploaded where there is a
-device, and expanded there into its place. Whoever assembles rotates one chunk while later ones arrive.
+device, and expanded there into its place. Whoever assembles works on what is there while later layers arrive.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from indexers.container import aligned
@@ -32,15 +34,31 @@ SPAN_BYTES = 16 * 1024 * 1024
 """Neighbouring chunks are read together up to this many bytes, or one chunk where it is larger."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """Consecutive layers of a chunk that are read, checked and waited for together: these sections of the file."""
+
+    layers: range
+    sections: range
+    arrived: Future[Arrival | None] = field(default_factory=Future)
+
+
 class PendingChunk:
     """One chunk of an open file; a ``videoxl2.kv.PendingKV``. Made by ``Reload.chunk``."""
 
-    def __init__(self, reload: Reload, file: DenseKVReader, index: int) -> None:
+    def __init__(self, reload: Reload, file: DenseKVReader, index: int, most_bands: int) -> None:
         self._reload = reload
         self.file = file
         self.index = index
         self.slot_LSKMDh: Tensor | None = None
-        self.arrived: Future[Arrival | None] = Future()
+        num_sections = file.entries[index].num_sections
+        num_bands = max(1, min(most_bands, num_sections, self.num_bytes // file.least_read_bytes))
+        cuts = [number * num_sections // num_bands for number in range(num_bands + 1)]
+        per_section = file.header.layers // num_sections
+        self.bands = tuple(
+            Band(range(first * per_section, end * per_section), range(first, end))
+            for first, end in itertools.pairwise(cuts)
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -65,13 +83,20 @@ class PendingChunk:
         """Begin to read everything that is bound."""
         self._reload.launch()
 
-    def wait(self) -> None:
-        """Return when the chunk is in its place. Raises ``CorruptKV``, ``StoreUnavailable``."""
+    def wait(self, layer: int) -> int:
+        """Return when a layer is in its place; the end of its band. Raises ``CorruptKV``, ``StoreUnavailable``."""
         started = time.perf_counter()
-        arrival = self.arrived.result()
+        band = next(band for band in self.bands if layer in band.layers)
+        arrival = band.arrived.result()
         if arrival is not None:
             arrival.join()
         self._reload.wait_s += time.perf_counter() - started
+        return band.layers.stop
+
+    def announce(self, number: int) -> None:
+        """Say that a band is read soon, if there is one of that number."""
+        if number < len(self.bands):
+            self.file.announce([self.index], self.bands[number].sections)
 
     def bind_to_own(self, device: str | torch.device = "cpu") -> None:
         """Give the chunk a tensor of its own, for whoever wants chunks and no cache."""
@@ -84,7 +109,8 @@ class PendingChunk:
         from videoxl2.kv import ChunkKV, KVLevel
 
         self.start()
-        self.wait()
+        for band in self.bands:
+            self.wait(band.layers.start)
         assert self.slot_LSKMDh is not None
         return ChunkKV(self.slot_LSKMDh, self.file.header.chunk_groups[self.index], KVLevel.DENSE)
 
@@ -92,16 +118,24 @@ class PendingChunk:
 class Reload:
     """Reads chunks of several files side by side. A context manager: leaving it ends reading and closes the files.
 
-    ``wait_s`` is the time that users of its chunks spent waiting for them. Not for several threads at once.
+    Chunks are read in ``layer_bands`` rounds, the first layers of all of them first; in fewer where a file has one
+    checksum for all layers, or so few bytes of them that reading these alone does not pay. ``wait_s`` is the time that
+    users of its chunks spent waiting for them. Not for several threads at once.
     """
 
     def __init__(
-        self, *, reads_in_flight: int = READS_IN_FLIGHT, span_bytes: int = SPAN_BYTES, cuda: Cuda | None = None
+        self,
+        *,
+        layer_bands: int = 1,
+        reads_in_flight: int = READS_IN_FLIGHT,
+        span_bytes: int = SPAN_BYTES,
+        cuda: Cuda | None = None,
     ) -> None:
         self.bound: list[PendingChunk] = []
         self.wait_s = 0.0
         self._launched: list[PendingChunk] = []
         self._files: list[DenseKVReader] = []
+        self._layer_bands = layer_bands
         self._reads_in_flight = reads_in_flight
         self._span_bytes = span_bytes
         self._cuda = cuda
@@ -121,8 +155,10 @@ class Reload:
         return file
 
     def chunk(self, file: DenseKVReader, index: int) -> PendingChunk:
-        """A chunk of a file that was added."""
-        return PendingChunk(self, file, index)
+        """A chunk of a file that was added; the system is told that it is read soon."""
+        chunk = PendingChunk(self, file, index, self._layer_bands)
+        chunk.announce(0)
+        return chunk
 
     def launch(self) -> None:
         """Begin to read what was bound since the last call."""
@@ -135,8 +171,9 @@ class Reload:
             self._pool = ThreadPoolExecutor(self._reads_in_flight, thread_name_prefix="vxl-read")
         self._launched += pieces
         ready = self._mark(pieces)
-        for span in spans(pieces, self._span_bytes):
-            self._pool.submit(self._read_span, span, ready)
+        for number in range(max(len(piece.bands) for piece in pieces)):
+            for span in spans([piece for piece in pieces if number < len(piece.bands)], self._span_bytes):
+                self._pool.submit(self._read_span, span, number, ready)
 
     def close(self) -> None:
         """End reading and close the files. A chunk that is half-way is finished: its place may be freed after this."""
@@ -144,10 +181,11 @@ class Reload:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         for piece in self._launched:
-            if not piece.arrived.done():
-                piece.arrived.set_exception(ValueError(f"chunk {piece.index} of {piece.file.path} was given up"))
-            elif piece.arrived.exception() is None and (arrival := piece.arrived.result()) is not None:
-                arrival.finish()
+            for band in piece.bands:
+                if not band.arrived.done():
+                    band.arrived.set_exception(ValueError(f"chunk {piece.index} of {piece.file.path} was given up"))
+                elif band.arrived.exception() is None and (arrival := band.arrived.result()) is not None:
+                    arrival.finish()
         self._launched.clear()
         for file in self._files:
             file.close()
@@ -165,32 +203,39 @@ class Reload:
             self._cuda = Cuda()
         return self._cuda.mark(slot.device)
 
-    def _read_span(self, pieces: Sequence[PendingChunk], ready: Any) -> None:
-        file = pieces[0].file
-        file.announce(piece.index for piece in pieces)
-        with file.open_run([piece.index for piece in pieces]) as run:
+    def _read_span(self, pieces: Sequence[PendingChunk], number: int, ready: Any) -> None:
+        """Read one band of each."""
+        with pieces[0].file.open_run([piece.index for piece in pieces], pieces[0].bands[number].sections) as run:
             for piece in pieces:
                 if self._is_closed:
                     return
+                piece.announce(number + 1)
+                band = piece.bands[number]
                 try:
-                    piece.arrived.set_result(self._read(piece, run, ready))
+                    band.arrived.set_result(self._read(piece, band, run, ready))
                 except BaseException as exc:  # whoever waits for this chunk is told
-                    piece.arrived.set_exception(exc)
+                    band.arrived.set_exception(exc)
 
-    def _read(self, piece: PendingChunk, run: ByteRange, ready: Any) -> Arrival | None:
-        from videoxl2.kv_codec import decode_kv_into
+    def _read(self, piece: PendingChunk, band: Band, run: ByteRange, ready: Any) -> Arrival | None:
+        from videoxl2.kv_codec import decode_sections_into
 
-        slot, header = piece.slot_LSKMDh, piece.file.header
-        assert slot is not None
+        assert piece.slot_LSKMDh is not None
+        slot, header, sections = (
+            piece.slot_LSKMDh[band.layers.start : band.layers.stop],
+            piece.file.header,
+            band.sections,
+        )
         settings = codec_settings(header.encoding)
         is_as_stored = header.encoding.codec == EXACT and str(slot.dtype) == f"torch.{header.dtype}"
         if ready is None and is_as_stored:
-            piece.file.read_chunk_into(piece.index, list(byte_runs(slot)), run)
+            piece.file.read_chunk_into(piece.index, list(byte_runs(slot)), run, sections)
             return None
         uploads = self._uploads(slot.device, ready)
-        raw_B = uploads.buffer(piece.num_bytes)
-        piece.file.read_chunk_into(piece.index, [raw_B.numpy().data], run)
-        return uploads.deliver(raw_B, lambda found_B: decode_kv_into(found_B, header.dtype, settings, slot))
+        raw_B = uploads.buffer(len(sections) * piece.file.entries[piece.index].section_bytes)
+        piece.file.read_chunk_into(piece.index, [raw_B.numpy().data], run, sections)
+        return uploads.deliver(
+            raw_B, lambda found_B: decode_sections_into(found_B, header.dtype, settings, slot, len(sections))
+        )
 
     def _uploads(self, device: torch.device, ready: Any) -> Uploads:
         """Those of this thread and of this launch."""
@@ -210,13 +255,14 @@ class Reload:
 
 
 def spans(pieces: Sequence[PendingChunk], max_bytes: int) -> Iterator[list[PendingChunk]]:
-    """The pieces in order, those that follow each other in one file together up to ``max_bytes``."""
+    """The pieces in order, those that are read whole and follow each other in one file together up to ``max_bytes``."""
     span: list[PendingChunk] = []
     for piece in pieces:
         if span:
             last = span[-1]
             is_next = piece.file is last.file and piece.index == last.index + 1
-            if not is_next or sum(aligned(one.num_bytes) for one in (*span, piece)) > max_bytes:
+            is_whole = len(piece.bands) == len(last.bands) == 1
+            if not is_next or not is_whole or sum(aligned(one.num_bytes) for one in (*span, piece)) > max_bytes:
                 yield span
                 span = []
         span.append(piece)

@@ -22,7 +22,7 @@ from indexers.records import SegmentRow, VideoRow
 from indexers.token_file import TokensReader
 from pipeline.errors import ArchiveError, EvidenceUnavailable, ModelMismatch, StorageError
 from pipeline.kept_tokens import kv_from_tokens, wait_for
-from pipeline.kv_encoding import codec_settings
+from pipeline.kv_encoding import decode_chunk
 from pipeline.kv_reload import PendingChunk, Reload
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class KVSource:
 
         What is missing is found here, what is damaged when it is waited for.
         """
-        loaded = LoadedKV(reload=Reload())
+        loaded = LoadedKV(reload=Reload(layer_bands=self._reader.settings.query.layer_bands))
         per_segment: dict[str, list[tuple[dict[str, Any], KVLevel]]] = defaultdict(list)
         for row, level in wanted:
             per_segment[row["segment_id"]].append((row, level))
@@ -140,7 +140,6 @@ class KVSource:
         elif file is not None:
             assert loaded.reload is not None
             loaded.reload.add(file)
-            file.announce(row["chunk_index"] for row in dense)
             for row in dense:
                 pending = loaded.reload.chunk(file, row["chunk_index"])
                 num_bytes += pending.num_bytes
@@ -284,12 +283,9 @@ def require_fingerprint(segment: SegmentRow, recipe: Recipe) -> None:
 def read_dense_chunk(file: DenseKVReader, index: int) -> ChunkKV:
     """One chunk of a KV file, decoded on the CPU; raises ``CorruptKV``."""
     from videoxl2.kv import ChunkKV, KVLevel
-    from videoxl2.kv_codec import decode_kv
 
-    header = file.header
-    payload = file.read_chunk(index)
-    kv = decode_kv(payload, header.chunk_shape(index), header.dtype, codec_settings(header.encoding))
-    return ChunkKV(kv, header.chunk_groups[index], KVLevel.DENSE)
+    kv = decode_chunk(file.read_chunk(index), file.header, index)
+    return ChunkKV(kv, file.header.chunk_groups[index], KVLevel.DENSE)
 
 
 def stored_sparse_chunk(stored: SparseParts, row: dict[str, Any], compression: int) -> ChunkKV:

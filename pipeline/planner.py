@@ -132,7 +132,7 @@ class ReusePlan:
     """
 
     def __init__(self, reader: ArchiveReader, plan: Sequence[PlannedChunk], reuse: str) -> None:
-        self._reader = reader
+        self.reader = reader
         self._reuse = reuse
         video_ids = {chunk.row["video_id"] for chunk in plan}
         self._segments = {segment.segment_id: segment for segment in reader.store.segments_of(video_ids)}
@@ -168,11 +168,18 @@ class ReusePlan:
         mode = self.forecast.choice if self._reuse == "auto" else self._reuse
         if mode == "recompute" and self._reuse == "auto":
             try:
-                return KVSource(self._reader, mode).open(wanted)
+                return KVSource(self.reader, mode).open(wanted)
             except EvidenceUnavailable as exc:
                 logger.warning("reloading what would have been recomputed faster: %s", exc)
                 mode = "auto"
-        return KVSource(self._reader, mode).open(wanted)
+        return KVSource(self.reader, mode).open(wanted)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a writer changed, since this was planned, what the archive keeps of its segments."""
+        video_ids = {chunk.row["video_id"] for chunk in self.chunks}
+        now = {segment.segment_id: segment.file_paths for segment in self.reader.store.segments_of(video_ids)}
+        return any(now.get(name) != segment.file_paths for name, segment in self._segments.items())
 
     def record(self, load_s: float, recompute_s: float, tokens_s: float = 0.0) -> None:
         """Note what it took, and that these segments were used. A mixture with recomputing teaches nothing.
@@ -180,7 +187,7 @@ class ReusePlan:
         Reading and the language model's pass over stored tokens were measured apart, so they are two measurements. A
         pass that was not planned, since dense KV was lost or demoted meanwhile, is none.
         """
-        note_uses(self._reader.folder, sorted(self._used))
+        note_uses(self.reader.folder, sorted(self._used))
         if (load_s > 0 or tokens_s > 0) == (recompute_s > 0):
             return
         if tokens_s > 0 and self._tokens:
@@ -203,7 +210,7 @@ class ReusePlan:
             predicted_tokens_s=self.forecast.tokens_s,
             predicted_recompute_s=self.forecast.recompute_s,
         )
-        append_cost(self._reader.folder, cost)
+        append_cost(self.reader.folder, cost)
 
     def _as_stored(self, chunk: PlannedChunk) -> PlannedChunk:
         from videoxl2.kv import KVLevel
@@ -266,11 +273,11 @@ class ReusePlan:
     def _read_dense(self, chunk: PlannedChunk) -> None:
         segment = self._segments[chunk.row["segment_id"]]
         if segment.kv_path is not None:
-            with DenseKVReader(segment.kv_path, folder=self._reader.folder) as file:
+            with DenseKVReader(segment.kv_path, folder=self.reader.folder) as file:
                 file.read_chunk(chunk.row["chunk_index"])
 
     def _read_sparse(self, chunk: PlannedChunk) -> None:
-        self._reader.store.read_sparse([chunk.row["chunk_id"]])
+        self.reader.store.read_sparse([chunk.row["chunk_id"]])
 
     @staticmethod
     def _seconds(call: Callable[[], object]) -> float:

@@ -1,15 +1,17 @@
 """The recipe an archive was made with, its fingerprint, and the refusal of anything made differently.
 
-Everything that changes the stored bytes is a field here: weights, tokenizer, architecture, preprocessing, sampling,
-prefill settings, KV layout and number type. The recipe lies in ``archive.json``; its digest, the fingerprint, is in
-every row and KV file. A difference is a ``ModelMismatch`` that names the field, never a silent reuse: writers, workers
-and readers all hold the checkpoint that they find, and this program, to the whole recipe.
+Everything that changes the stored bytes is a field here: weights and tokenizers, the texts around the pictures,
+architecture, preprocessing, sampling, prefill settings, KV layout and number type. The recipe lies in
+``archive.json``; its digest, the fingerprint, is in every row and KV file. A difference is a ``ModelMismatch`` that
+names the field, never a silent reuse: writers, workers and readers all hold the checkpoint that they find, and this
+program, to the whole recipe.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import xxhash
@@ -23,20 +25,26 @@ from indexers.store import TABLES_FOLDER
 from pipeline.config import IngestSettings
 from pipeline.errors import ConfigError, ModelMismatch
 from videoxl2.checkpoint import CheckpointInfo, read_config
-from videoxl2.config import LevelSettings, PrefillSettings
+from videoxl2.config import LevelSettings, PrefillSettings, dual_encoder_vision
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
+from videoxl2.wording import prefix_text, timestamp_text
 
 MANIFEST_NAME = "archive.json"
 KV_LAYOUT_VERSION = 1
 SIGLIP_IMAGE_SIZE = 224
 """What a published SigLIP configuration means when it leaves the image size out."""
 PREPROCESSING = "pil-bicubic-square/v1"
+TIMESTAMP_SAMPLE_S = 83.46
+RECORDED_LATER = ("tokenizer_digest", "encoder_tokenizer_digest", "encoder", "prompt_text", "timestamp_text")
+"""Fields that archives of earlier versions lack."""
 
 
 class Recipe(BaseModel):
     """All that decides the bytes an archive holds.
 
-    ``tokenizer_digest`` is None in archives made before it was recorded; they keep the fingerprint that they had.
+    Fields of ``RECORDED_LATER`` are None in archives made before they were recorded; these keep the fingerprint that
+    they had, and nothing is held to what they do not say. ``encoder`` is what the search encoder's configuration says
+    of its towers; ``timestamp_text`` is the text of the time ``TIMESTAMP_SAMPLE_S``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +54,10 @@ class Recipe(BaseModel):
     weights_digest: str
     encoder_digest: str | None
     tokenizer_digest: str | None = None
+    encoder_tokenizer_digest: str | None = None
+    encoder: dict[str, Any] | None = None
+    prompt_text: str | None = None
+    timestamp_text: str | None = None
     architecture: dict[str, Any]
     embedding_dim: int
     preprocessing: str
@@ -71,15 +83,18 @@ class Recipe(BaseModel):
     def fingerprint(self) -> str:
         """Digest of every field, 32 hexadecimal characters."""
         fields = self.model_dump(mode="json")
-        if self.tokenizer_digest is None:
-            del fields["tokenizer_digest"]
+        for name in self._not_recorded:
+            del fields[name]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_128_hexdigest(text.encode())
 
+    @property
+    def _not_recorded(self) -> list[str]:
+        return [name for name in RECORDED_LATER if getattr(self, name) is None]
+
     def require_equal(self, found: Recipe, archive: str) -> None:
         """Raise ``ModelMismatch`` naming the first field in which ``found`` differs from this, the archive's recipe."""
-        if self.tokenizer_digest is None:  # not recorded
-            found = found.model_copy(update={"tokenizer_digest": None})
+        found = found.model_copy(update=dict.fromkeys(self._not_recorded))
         for name, ours, theirs in _differences(self.model_dump(mode="json"), found.model_dump(mode="json")):
             raise ModelMismatch(
                 f"archive {archive!r} was made with another {name}: the archive has {ours!r}, this run {theirs!r}; "
@@ -126,6 +141,10 @@ def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> R
         weights_digest=info.weights_digest,
         encoder_digest=info.encoder_digest,
         tokenizer_digest=info.tokenizer_digest,
+        encoder_tokenizer_digest=info.encoder_tokenizer_digest,
+        encoder={"image": asdict(dual_encoder_vision(encoder)), "text": asdict(TextSpec.from_config(encoder))},
+        prompt_text=prefix_text(),
+        timestamp_text=timestamp_text(TIMESTAMP_SAMPLE_S),
         architecture=json.loads(json.dumps(info.spec.to_dict())),
         embedding_dim=TextSpec.from_config(encoder).embedding_width,
         preprocessing=PREPROCESSING,

@@ -226,6 +226,8 @@ def as_os_error(error: S3Error, address: str) -> OSError:
 class S3File:
     """An object open for reading by range: always the version that was there when it was opened."""
 
+    least_read_bytes = 4 * 1024 * 1024
+
     def __init__(self, folder: S3Folder, name: Name) -> None:
         self._folder = folder
         self._name = name

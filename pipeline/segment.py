@@ -28,7 +28,7 @@ from indexers.records import (
 from indexers.sparse import sparse_rows
 from pipeline.decode_worker import FrameBatch
 from pipeline.kept_tokens import keep_tokens, prefill_settings, wait_for
-from pipeline.kv_encoding import NO_DENSE, TOKENS, codec_settings, encoding_of
+from pipeline.kv_encoding import NO_DENSE, TOKENS, encode_chunk, encoding_of
 from pipeline.recipe import Recipe
 from pipeline.tasks import VideoTask
 from videoxl2.preprocess import frames_to_pixels
@@ -244,10 +244,6 @@ class Segment:
 
     def _write_dense(self, archive: Place, codec: str, keep: Sequence[bool]) -> WrittenKV:
         """What was written, and under which name. Raises ``KVLayoutError`` for values out of range."""
-        from videoxl2.kv_codec import encode_kv
-
-        encoding = encoding_of(codec)
-        settings = codec_settings(encoding)
         layers, _, kv_heads, _, head_dim = self.chunks[0].kv_LSKMDh.shape
         header = DenseKVHeader(
             video_id=self.task.video_id,
@@ -258,10 +254,10 @@ class Segment:
             kv_heads=kv_heads,
             head_dim=head_dim,
             chunk_groups=tuple(chunk.groups if kept else () for chunk, kept in zip(self.chunks, keep, strict=True)),
-            encoding=encoding,
+            encoding=encoding_of(codec),
         )
         payloads = (
-            encode_kv(chunk.kv_LSKMDh, settings).data if kept else b""
+            encode_chunk(chunk.kv_LSKMDh, header) if kept else b""
             for chunk, kept in zip(self.chunks, keep, strict=True)
         )
         path = kv_path(self.task.video_id, self.segment_index, codec)

@@ -29,7 +29,7 @@ from indexers.access_log import age_name, last_uses, note_age, shorten_access_lo
 from indexers.container import ALIGNMENT, aligned
 from indexers.errors import CorruptKV, DiskFull, StoreUnavailable
 from indexers.folder import Place, as_folder, reached
-from indexers.kv_file import ITEM_BYTES, DenseKVReader
+from indexers.kv_file import FORMAT_VERSION, ITEM_BYTES, DenseKVReader, file_bytes
 from indexers.lease import WriterLease
 from indexers.records import INDEXED, SegmentRow, SegmentRows, VideoRow, kv_folder
 from indexers.room import ROOM_NAME
@@ -51,6 +51,7 @@ _TIMESTAMP_ROOM = 16
 """Tokens of the longest timestamp text, with room to spare."""
 _HEADER_BYTES_PER_CHUNK = 512
 _HEADER_BYTES_PER_GROUP = 32
+_HEADER_BYTES_PER_SECTION = 32
 
 
 class Tier(StrEnum):
@@ -161,10 +162,11 @@ def largest_segment_bytes(recipe: Recipe, *, dense: bool = True, tokens: bool = 
     visual = (int(spec["dts"]["grid"]) // int(spec["pool_stride"])) ** 2
     bound = 0
     if dense:
-        bound += _file_bound(num_groups * (visual + _TIMESTAMP_ROOM) * token_bytes(recipe), num_chunks, num_groups)
+        payload = num_groups * (visual + _TIMESTAMP_ROOM) * token_bytes(recipe)
+        bound += _file_bound(payload, num_chunks, num_groups, int(spec["language"]["num_layers"]))
     if tokens:
         width = int(spec["language"]["width"])
-        bound += _file_bound(num_groups * visual * width * ITEM_BYTES[recipe.dtype], num_chunks, num_groups)
+        bound += _file_bound(num_groups * visual * width * ITEM_BYTES[recipe.dtype], num_chunks, num_groups, 1)
     return bound
 
 
@@ -175,8 +177,9 @@ def token_bytes(recipe: Recipe) -> int:
     return values * ITEM_BYTES[recipe.dtype]
 
 
-def _file_bound(payload: int, num_chunks: int, num_groups: int) -> int:
-    header = ALIGNMENT + num_chunks * _HEADER_BYTES_PER_CHUNK + num_groups * _HEADER_BYTES_PER_GROUP
+def _file_bound(payload: int, num_chunks: int, num_groups: int, num_sections: int) -> int:
+    per_chunk = _HEADER_BYTES_PER_CHUNK + num_sections * _HEADER_BYTES_PER_SECTION
+    header = ALIGNMENT + num_chunks * per_chunk + num_groups * _HEADER_BYTES_PER_GROUP
     return aligned(header) + payload + num_chunks * ALIGNMENT
 
 
@@ -200,8 +203,9 @@ def write_segment(
         return segment.write_kv(archive, codec, keep, tokens=tokens)
     kept = [chunk for chunk, is_kept in zip(segment.chunks, keep, strict=True) if is_kept]
     sizes = len(segment.chunks), sum(chunk.num_groups for chunk in segment.chunks)
-    for_tokens = _file_bound(segment.visual_GPD.nbytes, *sizes) if tokens else 0
-    needed = _file_bound(sum(chunk.num_bytes for chunk in kept), *sizes) + for_tokens
+    for_tokens = _file_bound(segment.visual_GPD.nbytes, *sizes, 1) if tokens else 0
+    num_layers = segment.chunks[0].kv_LSKMDh.shape[0]
+    needed = _file_bound(sum(chunk.num_bytes for chunk in kept), *sizes, num_layers) + for_tokens
     deadline = time.monotonic() + wait_s
     poll_s = as_folder(archive).room(ROOM_NAME).poll_s
     while True:
@@ -477,17 +481,14 @@ def refresh_videos(store: LanceStore) -> None:
 
 
 def encoded_file_bytes(archive: Place, segment: SegmentRow, tier: Tier) -> int | None:
-    """At most so many bytes a segment's file would have under a codec; ``None`` where its file cannot be read."""
+    """Bytes that a segment's file would have under a codec; ``None`` where its file cannot be read."""
     if segment.kv_path is None:
         return None
     try:
         with DenseKVReader(segment.kv_path, folder=as_folder(archive)) as file:
-            header = replace(file.header, encoding=encoding_of(str(tier)))
-            sizes = [aligned(header.chunk_bytes(chunk)) for chunk in range(header.num_chunks)]
-            first = min((entry.offset for entry in file.entries), default=0)
+            return file_bytes(replace(file.header, encoding=encoding_of(str(tier)), format=FORMAT_VERSION))
     except (CorruptKV, StoreUnavailable):
         return None
-    return int(np.sum(sizes, dtype=np.int64)) + first + ALIGNMENT
 
 
 def bytes_left(folder: Place, segment: SegmentRow, tier: Tier) -> int | None:

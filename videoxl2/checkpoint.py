@@ -30,8 +30,9 @@ class CheckpointInfo:
     """A checkpoint as its folder describes it.
 
     ``weights_digest`` is the xxh3-128 of the model's weight files in name order; ``encoder_digest`` that of the dual
-    encoder's, or None where the folder has no dual encoder; ``tokenizer_digest`` that of the files of the tokenizer
-    that is read, or None without one. ``card`` is ``card.json``, empty where there is none.
+    encoder's, or None where the folder has no dual encoder; ``tokenizer_digest`` and ``encoder_tokenizer_digest`` those
+    of the files of the tokenizers that are read, or None without one. ``card`` is ``card.json``, empty where there is
+    none.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class CheckpointInfo:
     weights_digest: str
     encoder_digest: str | None
     tokenizer_digest: str | None
+    encoder_tokenizer_digest: str | None
     is_trained: bool
     card: dict[str, Any]
 
@@ -110,6 +112,7 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
         weights_digest=digest_weights(folder),
         encoder_digest=digest_weights(encoder) if encoder.is_dir() else None,
         tokenizer_digest=_digest_tokenizer(folder),
+        encoder_tokenizer_digest=_digest_tokenizer(encoder),
         is_trained=card.get("weights", "trained") != "random",
         card=card,
     )

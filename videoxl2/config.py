@@ -221,6 +221,22 @@ def vision_spec_from_hf(config: Mapping[str, Any], *, num_layers: int) -> Vision
     )
 
 
+_DUAL_ENCODER_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+def dual_encoder_vision(config: Mapping[str, Any]) -> VisionSpec:
+    """The image tower of a dual encoder's ``config.json``, all its layers; absent fields are the published ones."""
+    vision = {**_DUAL_ENCODER_DEFAULTS, **config.get("vision_config", {})}
+    return vision_spec_from_hf(vision, num_layers=int(vision["num_hidden_layers"]))
+
+
 def _vision_spec(config: Mapping[str, Any]) -> VisionSpec:
     tower = config.get("vision_config")
     if tower is None:

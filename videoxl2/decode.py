@@ -19,6 +19,7 @@ from torch import Tensor
 from videoxl2.config import LanguageSpec, LevelSettings
 from videoxl2.errors import ContextOverflow, KVLayoutError
 from videoxl2.kv import ChunkKV, KVCache, KVLevel, PendingKV
+from videoxl2.language import GapAttention
 from videoxl2.prefill import PrefillModel
 from videoxl2.rotary import RotaryTable
 from videoxl2.token_choice import likeliest
@@ -100,6 +101,115 @@ def published_dense_chunks(
     return tuple(sorted({0, num_chunks - 1} | {chunk for chunk in chosen if 0 <= chunk < num_chunks}))
 
 
+class Assembly:
+    """A cache on its way: every place is known, stored pieces arrive layer by layer, texts go through the layers last.
+
+    ``finish`` completes the cache. ``extend`` does too, with more tokens (a question) on the same way: what is computed
+    of a layer needs that layer of the stored pieces only, so the first layers are used while later ones are read. No
+    hidden state comes out before every layer of every piece has arrived.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: PrefillModel,
+        pieces: Sequence[Piece],
+        *,
+        prefix_ids: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        room: int = 512,
+    ) -> None:
+        """Begin to read, and place what is there already. See ``assemble_cache``."""
+        self._decoder = decoder = model.language
+        prefix = tuple(model.tokenizer.prefix_ids() if prefix_ids is None else prefix_ids)
+        for piece in pieces:
+            _check_shape(piece, decoder.spec)
+        ends = itertools.accumulate((_num_tokens(piece) for piece in pieces), initial=len(prefix))
+        places = list(itertools.pairwise((0, *ends)))
+        self.length = places[-1][1]
+        """Tokens of prefix and pieces."""
+        limit = decoder.spec.max_positions if max_tokens is None else max_tokens
+        if self.length > limit:
+            raise ContextOverflow(self.length, limit)
+        self._cache = KVCache(
+            decoder.spec, min(self.length + room, limit), limit=limit, device=decoder.device, dtype=decoder.dtype
+        )
+        self._texts = [(place, HeaderIds(prefix)) for place in places[:1] if prefix]
+        self._pending: list[_Placed] = []
+        there: list[tuple[tuple[int, int], ChunkKV]] = []
+        for place, piece in zip(places[1:], pieces, strict=True):
+            if isinstance(piece, ChunkKV):
+                there.append((place, piece))
+            elif not isinstance(piece, HeaderIds):
+                self._pending.append(_Placed(piece, *place))
+            elif piece.ids:
+                self._texts.append((place, piece))
+        for placed in self._pending:
+            placed.piece.bind(self._cache.slot(placed.start, placed.end))
+        for placed in self._pending:
+            placed.piece.start()
+        for place, chunk in there:
+            _place(chunk, self._cache, place[0], decoder.rotary(*place))
+        self._is_complete = False
+
+    @torch.no_grad()
+    def finish(self) -> KVCache:
+        """The whole cache. Raises whatever a pending piece raises."""
+        if not self._is_complete:
+            if self._texts:
+                ids, attention = self._text_pass(self._texts)
+                self._decoder.run_keys_values(self._decoder.embed(ids)[None], attention)
+            self._arrive(self._decoder.spec.num_layers - 1)
+            self._complete(self.length)
+        return self._cache
+
+    @torch.no_grad()
+    def extend(self, ids: Sequence[int]) -> Tensor:
+        """Append tokens that see everything before them; hidden states [T, D] of these.
+
+        Raises ``ContextOverflow``, and whatever a pending piece raises.
+        """
+        end = self.length + len(ids)
+        if self._is_complete or end > self._cache.capacity:  # a cache that grows moves, and pieces arrive in this one
+            return self._decoder.extend(self.finish(), self._decoder.embed(tuple(ids)))
+        all_ids, attention = self._text_pass([*self._texts, ((self.length, end), HeaderIds(tuple(ids)))])
+        hidden_BTD = self._decoder.run(self._decoder.embed(all_ids)[None], attention)
+        self._complete(end)
+        return hidden_BTD[0, -len(ids) :]
+
+    def _text_pass(self, texts: Sequence[tuple[tuple[int, int], HeaderIds]]) -> tuple[list[int], GapAttention]:
+        """All of them together, since what is stored does not depend on the text around it."""
+        ids = [token for _, text in texts for token in text.ids]
+        return ids, GapAttention(self._decoder, self._cache, [place for place, _ in texts], self._arrive)
+
+    def _arrive(self, layer: int) -> None:
+        """Have all pending pieces in place up to a layer, their keys rotated."""
+        for placed in self._pending:
+            while placed.layers <= layer:
+                end = placed.piece.wait(placed.layers)
+                if placed.rotary is None:
+                    placed.rotary = self._decoder.rotary(placed.start, placed.end)
+                for layer_SKMDh in self._cache.slot(placed.start, placed.end)[placed.layers : end]:
+                    layer_SKMDh[0].copy_(placed.rotary.rotate(layer_SKMDh[0]))
+                placed.layers = end
+
+    def _complete(self, length: int) -> None:
+        self._cache.advance(length)
+        self._is_complete = True
+        self._pending.clear()
+
+
+@dataclass(slots=True, eq=False)
+class _Placed:
+    """A pending piece at its positions [start, end), of which the first ``layers`` layers are ready."""
+
+    piece: PendingKV
+    start: int
+    end: int
+    layers: int = 0
+    rotary: RotaryTable | None = None
+
+
 @torch.no_grad()
 def assemble_cache(
     model: PrefillModel,
@@ -117,48 +227,13 @@ def assemble_cache(
     and headers are prefilled last, in one pass. Raises ``ContextOverflow`` before any work, ``KVLayoutError`` for KV of
     another model's shape, and whatever a pending piece raises.
     """
-    decoder = model.language
-    prefix = tuple(model.tokenizer.prefix_ids() if prefix_ids is None else prefix_ids)
-    for piece in pieces:
-        _check_shape(piece, decoder.spec)
-    places = list(itertools.accumulate((_num_tokens(piece) for piece in pieces), initial=len(prefix)))
-    length = places[-1]
-    limit = decoder.spec.max_positions if max_tokens is None else max_tokens
-    if length > limit:
-        raise ContextOverflow(length, limit)
-    cache = KVCache(decoder.spec, min(length + room, limit), limit=limit, device=decoder.device, dtype=decoder.dtype)
-    pending = [
-        (piece, start)
-        for piece, start in zip(pieces, places, strict=False)
-        if not isinstance(piece, ChunkKV | HeaderIds)
-    ]
-    for piece, start in pending:
-        piece.bind(cache.slot(start, start + piece.shape[3]))
-    for piece, _ in pending:
-        piece.start()
-    header_ids: list[int] = []
-    gaps: list[tuple[int, int]] = []
-    for piece, end in zip((HeaderIds(prefix), *pieces), places, strict=True):
-        start = cache.length
-        if isinstance(piece, HeaderIds):
-            header_ids += piece.ids
-            gaps += [(start, end)] if piece.ids else []
-            cache.advance(end)
-        elif isinstance(piece, ChunkKV):
-            _place(piece, cache, decoder.rotary(start, end))
-        else:
-            piece.wait()
-            _rotate_in_place(cache, end, decoder.rotary(start, end))
-    # What is stored does not depend on the text around it, so all of that text goes through the layers together.
-    if gaps:
-        decoder.fill(cache, decoder.embed(header_ids), gaps)
-    return cache
+    return Assembly(model, pieces, prefix_ids=prefix_ids, max_tokens=max_tokens, room=room).finish()
 
 
 @torch.no_grad()
 def generate(
     model: PrefillModel,
-    cache: KVCache,
+    context: KVCache | Assembly,
     suffix_ids: Sequence[int],
     max_new_tokens: int,
     eos_ids: Collection[int] = (),
@@ -168,16 +243,19 @@ def generate(
 ) -> Iterator[TokenStep]:
     """Decoding after ``suffix_ids``; ends before an id in ``eos_ids`` or after ``max_new_tokens``.
 
-    ``choose`` picks a token from logits [V] (``token_choice.TokenChoice`` samples). Appends to ``cache``; set
-    ``cache.length`` back to ask something else. Logits are computed for the last position only. Raises
-    ``ContextOverflow`` where the next token does not fit.
+    ``choose`` picks a token from logits [V] (``token_choice.TokenChoice`` samples). Appends to a cache; set its
+    ``length`` back to ask something else. An assembly is completed on the way. Logits are computed for the last
+    position only. Raises ``ContextOverflow`` where the next token does not fit.
     """
     if not suffix_ids:
         raise ValueError("the suffix must have at least one token")
     decoder = model.language
     next_ids = tuple(suffix_ids)
     for _ in range(max_new_tokens):
-        hidden_TD = decoder.extend(cache, decoder.embed(next_ids))
+        if isinstance(context, Assembly):
+            hidden_TD = context.extend(next_ids)
+        else:
+            hidden_TD = decoder.extend(context, decoder.embed(next_ids))
         logits_V = decoder.logits(hidden_TD[-1])
         token = choose(logits_V)
         if token in eos_ids:
@@ -186,19 +264,9 @@ def generate(
         next_ids = (token,)
 
 
-def _place(piece: ChunkKV, cache: KVCache, rotary: RotaryTable) -> None:
-    kv_LSKMDh = piece.kv_LSKMDh.to(device=cache.device, dtype=cache.dtype)
-    start = cache.length
+def _place(chunk: ChunkKV, cache: KVCache, start: int, rotary: RotaryTable) -> None:
+    kv_LSKMDh = chunk.kv_LSKMDh.to(device=cache.device, dtype=cache.dtype)
     cache.write_all(start, rotary.rotate(kv_LSKMDh[:, 0]), kv_LSKMDh[:, 1])
-    cache.advance(start + piece.num_tokens)
-
-
-def _rotate_in_place(cache: KVCache, end: int, rotary: RotaryTable) -> None:
-    """Count the tokens up to ``end``, whose keys lie in the cache unrotated. Layer by layer: little is copied."""
-    slot_LSKMDh = cache.slot(cache.length, end)
-    for layer_SKMDh in slot_LSKMDh:
-        layer_SKMDh[0].copy_(rotary.rotate(layer_SKMDh[0]))
-    cache.advance(end)
 
 
 def _num_tokens(piece: Piece) -> int:

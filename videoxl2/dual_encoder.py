@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from videoxl2.attention import attend
 from videoxl2.checkpoint import read_config, resolve_checkpoint
-from videoxl2.config import VisionSpec, vision_spec_from_hf
+from videoxl2.config import VisionSpec, dual_encoder_vision
 from videoxl2.model import choose_device
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.vision import SiglipEncoder, SiglipLayer, SiglipMLP
@@ -24,14 +24,6 @@ from videoxl2.weights import IMAGE_TOWER_TABLE, load_weights
 
 _CPU_BATCH = 16
 _GPU_BATCH = 128
-_HF_VISION_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
 
 
 class PoolingAttention(nn.Module):
@@ -126,9 +118,8 @@ class DualEncoder(nn.Module):
 
 
 def image_spec(folder: Path) -> VisionSpec:
-    """The image tower of a dual-encoder folder, with all its layers; absent fields are the published defaults."""
-    vision = {**_HF_VISION_DEFAULTS, **read_config(folder).get("vision_config", {})}
-    return vision_spec_from_hf(vision, num_layers=int(vision["num_hidden_layers"]))
+    """The image tower of a dual-encoder folder, with all its layers."""
+    return dual_encoder_vision(read_config(folder))
 
 
 class ImageEncoder:

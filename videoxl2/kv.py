@@ -69,10 +69,11 @@ class ChunkKV:
 
 
 class PendingKV(Protocol):
-    """KV of consecutive frame groups that is still being read: it arrives in the place where it is used.
+    """KV of consecutive frame groups that is still being read: it arrives in its place, first layers first.
 
-    ``bind`` says where to, ``start`` begins, ``wait`` ends with the values in place, or raises. Each is called once, in
-    this order; pieces that come from one reader are all bound before the first is started.
+    ``bind`` says where to, ``start`` begins, ``wait`` ends with values in place, or raises. ``bind`` and ``start`` are
+    called once, in this order, ``wait`` until every layer was waited for; pieces that come from one reader are all
+    bound before the first is started.
     """
 
     @property
@@ -85,8 +86,11 @@ class PendingKV(Protocol):
     def start(self) -> None:
         """Begin to fill it, in the order in which pieces were bound."""
 
-    def wait(self) -> None:
-        """Return when keys before rotation and values are in place, for work that the caller queues from here on."""
+    def wait(self, layer: int) -> int:
+        """Return when a layer's keys before rotation and values are in place, and hold what was stored.
+
+        That is for work that the caller queues from here on. The answer is the end of the layers that came with it.
+        """
 
 
 def join_chunks(parts: Sequence[ChunkKV]) -> ChunkKV:

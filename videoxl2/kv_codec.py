@@ -161,6 +161,25 @@ def decode_kv_into(raw_B: Tensor, dtype: str, settings: CodecSettings, out_LSKMD
         _dequantise(codes.view(L, K, M, Dh), offset, step, grouping, out_LSKMDh[:, which])
 
 
+def encode_sections(kv_LSKMDh: Tensor, settings: CodecSettings, num_sections: int) -> np.ndarray:
+    """A chunk's bytes, of which ``num_sections`` runs of its layers, equally many in each, can be expanded alone."""
+    if settings.codec is KVCodec.EXACT or num_sections == 1:
+        return encode_kv(kv_LSKMDh, settings)  # exact bytes are in the order of the layers as they are
+    return np.concatenate([encode_kv(section, settings) for section in kv_LSKMDh.chunk(num_sections)])
+
+
+def decode_sections_into(
+    raw_B: Tensor, dtype: str, settings: CodecSettings, out_LSKMDh: Tensor, num_sections: int
+) -> None:
+    """Expand consecutive sections of ``encode_sections`` into the layers that they are of; see ``decode_kv_into``."""
+    if settings.codec is KVCodec.EXACT or num_sections == 1:
+        decode_kv_into(raw_B, dtype, settings, out_LSKMDh)
+        return
+    size = raw_B.numel() // num_sections
+    for number, section_LSKMDh in enumerate(out_LSKMDh.chunk(num_sections)):
+        decode_kv_into(raw_B[number * size : (number + 1) * size], dtype, settings, section_LSKMDh)
+
+
 def error_bound(kv_LSKMDh: Tensor, settings: CodecSettings) -> Tensor:
     """The largest error that each value [L, 2, K, M, Dh] may have after encoding and decoding, as float32.
 

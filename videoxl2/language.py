@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N query heads, K KV heads, Dh 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -179,15 +179,6 @@ class QwenDecoder(nn.Module):
         cache.advance(end)
         return hidden_BTD[0]
 
-    def fill(self, cache: KVCache, embeds_TD: Tensor, gaps: Sequence[tuple[int, int]]) -> None:
-        """Compute the KV of tokens in the middle of a cache, all in one pass.
-
-        ``gaps`` (at least one) are the places [start, end) of the tokens, one after another; everything between them
-        must be there. A token sees all that lies before it in the cache, as if it had been appended when the cache
-        ended there.
-        """
-        self.run_keys_values(embeds_TD[None], GapAttention(self, cache, gaps))
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states; give only the positions that are needed."""
         return self.lm_head(hidden)
@@ -208,10 +199,17 @@ class CausalAttention:
 
 
 class GapAttention:
-    """Causal attention of tokens at several places of a cache whose other places are filled."""
+    """Causal attention of tokens at several places of a cache whose other places are filled, or will be.
 
-    def __init__(self, decoder: QwenDecoder, cache: KVCache, gaps: Sequence[tuple[int, int]]) -> None:
-        self._cache, self._gaps, self._backend = cache, gaps, decoder.backend
+    ``gaps`` (at least one) are the places [start, end) of the pass's tokens, one after another. A token sees all that
+    lies before it in the cache, as if it had been appended when the cache ended there. ``arrive`` is called before a
+    layer's other places are looked at, and returns when they are filled.
+    """
+
+    def __init__(
+        self, decoder: QwenDecoder, cache: KVCache, gaps: Sequence[tuple[int, int]], arrive: Callable[[int], None]
+    ) -> None:
+        self._cache, self._gaps, self._arrive, self._backend = cache, gaps, arrive, decoder.backend
         self._sizes = [end - start for start, end in gaps]
         positions_T = torch.cat([torch.arange(start, end, device=decoder.device) for start, end in gaps])
         self._rotary = RotaryTable(positions_T, decoder.spec.head_dim, decoder.spec.rope_theta, decoder.dtype)
@@ -223,6 +221,7 @@ class GapAttention:
             self._cache.write(layer, start, keys_KTDh, values_KTDh)
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        self._arrive(layer)
         parts = zip(self._gaps, self._rotary.rotate(q_BNTDh).split(self._sizes, 2), self._reuse, strict=True)
         return torch.cat(
             [

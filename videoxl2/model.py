@@ -16,7 +16,7 @@ from videoxl2.attention import choose_backend
 from videoxl2.chat import ChatMode, Frames, Selection, VideoFrames, chat, index_frames
 from videoxl2.checkpoint import CheckpointInfo, read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import GenerationSettings, LevelSettings, ModelSpec, PrefillSettings
-from videoxl2.decode import Piece, assemble_cache
+from videoxl2.decode import Assembly, Piece, assemble_cache
 from videoxl2.decode_step import choose_stepping
 from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
@@ -145,6 +145,10 @@ class VideoXL2(nn.Module):
     def assemble(self, pieces: Sequence[Piece], *, max_tokens: int | None = None) -> KVCache:
         """One cache of stored or arriving chunks and text headers; see ``decode.assemble_cache``."""
         return assemble_cache(self, pieces, max_tokens=max_tokens)
+
+    def begin_assembly(self, pieces: Sequence[Piece], *, max_tokens: int | None = None) -> Assembly:
+        """The same on its way, for a question that goes through the first layers while later ones arrive."""
+        return Assembly(self, pieces, max_tokens=max_tokens)
 
     def prefill_batch(
         self,

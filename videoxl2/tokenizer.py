@@ -1,7 +1,6 @@
-"""Text to token ids and back, the prompt template and the timestamp text. Uses the ``tokenizers`` library only.
+"""Text to token ids and back, and the ids of the prompt. Uses the ``tokenizers`` library only.
 
-Owns the ``qwen_1_5`` template (``reference`` section 3.3) and the wording of timestamps (section 1.6). Knows nothing
-about positions or visual tokens.
+What the prompt says is in ``wording``. Knows nothing about positions or visual tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from videoxl2.checkpoint import read_object
 from videoxl2.config import end_tokens
 from videoxl2.errors import ModelError
+from videoxl2.wording import DEFAULT_SYSTEM, END, prefix_text, timestamp_text
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
-_END = "<|im_end|>"
-_ENDS = (_END, "<|endoftext|>")
+_ENDS = (END, "<|endoftext|>")
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -87,16 +85,16 @@ class Tokenizer:
 
     def prompt_parts(self, question: str, system: str = DEFAULT_SYSTEM) -> tuple[list[int], list[int]]:
         """Ids before and after the video: the system prompt, and the question with the start of the answer."""
-        suffix = [*self._encode_plain(f"\n{question}"), *self.encode(f"{_END}\n<|im_start|>assistant\n")]
+        suffix = [*self._encode_plain(f"\n{question}"), *self.encode(f"{END}\n<|im_start|>assistant\n")]
         return self.prefix_ids(system), suffix
 
     def prefix_ids(self, system: str = DEFAULT_SYSTEM) -> list[int]:
         """Ids before the video; they do not depend on the question."""
-        return self.encode(f"<|im_start|>system\n{system}{_END}\n<|im_start|>user\n")
+        return self.encode(prefix_text(system))
 
     def timestamp_ids(self, t_s: float) -> list[int]:
-        """Ids of ``Time 12.3s:`` for a time in seconds, rounded to one decimal."""
-        return self._encode_plain(f"Time {round(float(t_s), 1):.1f}s:")
+        """Ids of a frame group's timestamp; the time is in seconds."""
+        return self._encode_plain(timestamp_text(t_s))
 
     def _encode_plain(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -157,7 +157,7 @@ def reload(path: Path, cache: torch.Tensor, tokens: int) -> None:
         for piece in pieces:
             piece.start()
         for piece in pieces:
-            piece.wait()
+            piece.load()
 
 
 def drop(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_another_process_finds_the_same_kv_bit_for_bit(archive: Path) -> None:
     certificate = json.loads(path.read_text())
     assert path.stem == certificate_digest(certificate)
     assert certificate["segments"] == report["segments"] and certificate["ok"]
+    assert certificate["program"] == f"vxl-archive {metadata.version('vxl-archive')}"
     with LanceStore.open(archive) as store:
         assert find_orphans(archive, store) == []
     assert call("compact", "--archive", archive).code == 0

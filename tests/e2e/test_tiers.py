@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from indexers.access_log import last_uses
+from indexers.errors import MissingKV
+from indexers.kv_file import DenseKVReader
 from indexers.records import SPARSE_SCHEMA, to_table
 from indexers.store import LanceStore
-from pipeline import Archive
+from pipeline import Archive, ArchiveError, kv_verify
 from pipeline.config import load_settings
 from pipeline.cost_log import COST_LOG, append_cost, read_costs
 from pipeline.tiers import kv_file_bytes, tier_of
@@ -167,6 +170,77 @@ def test_kv_that_was_given_up_is_answered_sparse_and_without_the_video(movable: 
             before["context"]["dense_chunks"] + before["context"]["sparse_chunks"],
         )
         assert {citation["level"] for citation in after.json["citations"]} == {"sparse"}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_kv_that_is_demoted_while_it_is_read_is_asked_for_once_more(
+    movable: tuple[Path, Path], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is removed on S3 is gone for who reads it: the answer is that of what the archive keeps then."""
+    archive, footage = movable
+    shutil.rmtree(footage)
+    before = tiers_of(archive)
+    opened = Archive(archive, settings=load_settings(environ={}))
+    read, first = DenseKVReader.read_chunk_into, threading.Lock()
+
+    def demoted(self: DenseKVReader, *arguments: Any) -> None:
+        if first.acquire(blocking=False):
+            opened.kv.evict(max_bytes=int(share * kv_file_bytes(archive)))
+        if not Path(self.path).exists():
+            raise MissingKV(self.path)
+        read(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseKVReader, "read_chunk_into", demoted)
+        answer = opened.ask("What happens?", reuse="reload", max_new_tokens=8)
+    pieces = list(opened.ask_stream("What happens?", reuse="reload", max_new_tokens=8))
+    after = pieces[-1]
+    assert not isinstance(after, str)
+    assert tiers_of(archive) != before
+    assert (answer.answer, answer.token_ids, answer.citations) == (after.answer, after.token_ids, after.citations)
+    assert answer.context == after.context
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_demotion_beside_verification_is_no_damage(
+    movable: tuple[Path, Path], is_deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments are chosen first and verified for minutes: one demoted meanwhile was reported as lost."""
+    archive, _ = movable
+    opened = Archive(archive, settings=load_settings(environ={}))
+    stored, calls = kv_verify._stored_dense, itertools.count()
+
+    def demoted(reader: Any, segment: Any) -> Any:
+        if next(calls) == 0 and is_deleted:
+            opened.delete(*(video["uri"] for video in opened.videos()))
+        elif not is_deleted:
+            opened.kv.evict(max_bytes=0)
+        return stored(reader, segment)
+
+    monkeypatch.setattr(kv_verify, "_stored_dense", demoted)
+    report = opened.kv.verify(all_segments=True)
+    assert report["ok"] or is_deleted
+    assert report["counts"]["failed"] == 0
+    assert {row["codec"] for row in report["segments"]} <= ({"none"} if not is_deleted else set())
+
+
+def test_kv_that_is_lost_while_it_is_read_is_a_typed_error(
+    movable: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever loses it again and again asks twice and no more, and nothing of an answer was given out."""
+    archive, _ = movable
+    attempts: list[str] = []
+    said: list[str] = []
+
+    def lost(self: DenseKVReader, *arguments: Any) -> None:
+        attempts.append(self.path)
+        raise MissingKV(self.path)
+
+    monkeypatch.setattr(DenseKVReader, "read_chunk_into", lost)
+    stream = Archive(archive, settings=load_settings(environ={})).ask_stream("What happens?", reuse="reload")
+    with pytest.raises(ArchiveError, match="vxlkv"):
+        said.extend(map(str, stream))
+    assert attempts and not said
 
 
 def test_static_footage_keeps_sparse_kv_only_where_the_settings_say_so(tmp_path: Path, long_clip: Path) -> None:

@@ -28,7 +28,7 @@ from indexers.testing import EMBEDDING_DIM, add_video, make_segment, make_video
 from indexers.token_file import TokensHeader, TokensReader, write_tokens
 from pipeline.kv_reload import Reload
 from pipeline.s3 import S3Settings
-from pipeline.s3_folder import S3Folder
+from pipeline.s3_folder import S3File, S3Folder
 
 pytestmark = pytest.mark.s3
 
@@ -235,6 +235,26 @@ def test_chunks_are_reloaded_into_their_places_with_few_requests(
         found = [piece.load().kv_LSKMDh.numpy().tobytes() for piece in pieces]
     assert found == [payloads()[index] for index in wanted]
     assert len(requests.ranges) == 1 + (4 if span_bytes == 1 else 2)
+
+
+def test_first_layers_of_all_chunks_are_requested_first(folder: S3Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_dense_kv(FILE, HEADER, payloads(), folder)
+    requests = Requests(folder, monkeypatch)
+    monkeypatch.setattr(S3File, "least_read_bytes", 1)
+    wanted = [5, 0, 1, 2]
+    with Reload(layer_bands=2, reads_in_flight=1) as reload:
+        file = reload.add(DenseKVReader(FILE, None, folder))
+        pieces = [reload.chunk(file, index) for index in wanted]
+        for piece in pieces:
+            piece.bind_to_own()
+        found = [piece.load().kv_LSKMDh.numpy().tobytes() for piece in pieces]
+    assert found == [payloads()[index] for index in wanted]
+    starts = [
+        f"bytes={written[index].offset + band.sections.start * written[index].section_bytes}-"
+        for number in range(2)
+        for index, band in ((index, piece.bands[number]) for index, piece in zip(wanted, pieces, strict=True))
+    ]
+    assert [f"{asked.partition('-')[0]}-" for asked in requests.ranges[1:]] == starts
 
 
 def test_damage_in_a_run_does_not_touch_its_neighbours(client: Any, folder: S3Folder) -> None:

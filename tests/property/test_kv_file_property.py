@@ -29,6 +29,7 @@ HEADERS = st.builds(
     head_dim=st.integers(1, 40),
     chunk_groups=st.lists(GROUPS, max_size=5).map(tuple),
     encoding=st.one_of(st.just(KVEncoding()), LOSSY),
+    format=st.sampled_from([2, 3]),
 )
 
 
@@ -88,8 +89,8 @@ def test_a_file_of_another_length_is_found(header: DenseKVHeader, seed: int, whe
 @given(header=HEADERS.filter(lambda header: "int" not in header.dtype))
 def test_the_file_and_the_codec_agree_on_the_length_of_a_chunk(header: DenseKVHeader) -> None:
     for chunk in range(header.num_chunks):
-        expected = encoded_bytes(header.chunk_shape(chunk), header.dtype, codec_settings(header.encoding))
-        assert header.chunk_bytes(chunk) == expected
+        expected = encoded_bytes(header.section_shape(chunk), header.dtype, codec_settings(header.encoding))
+        assert header.chunk_bytes(chunk) == header.num_sections * expected
 
 
 @settings(max_examples=30, deadline=None)

@@ -62,7 +62,8 @@ def test_what_is_written_is_read(path: Path) -> None:
             reader.read_chunk(2)
     for entry, payload in zip(written, payloads(), strict=True):
         assert entry.offset % ALIGNMENT == 0
-        assert entry.digest == xxhash.xxh3_128_hexdigest(payload)
+        layers = payload[: len(payload) // 2], payload[len(payload) // 2 :]
+        assert entry.digest == "".join(map(xxhash.xxh3_128_hexdigest, layers))
     assert HEADER.chunk_shape(0) == (2, 2, 2, 13, 64)
 
 
@@ -97,7 +98,43 @@ def test_reading_a_chunk_reads_that_chunk_only(path: Path, monkeypatch: pytest.M
     with DenseKVReader(path) as reader:
         monkeypatch.setattr(os, "preadv", spy)
         reader.read_chunk(1)
-    assert reads == [(written[1].offset, -(-written[1].length // ALIGNMENT) * ALIGNMENT)]
+    offset, half = written[1].offset, written[1].section_bytes
+    assert reads == [(offset, half), (offset + half, -(-written[1].length // ALIGNMENT) * ALIGNMENT - half)]
+
+
+def test_reading_a_layer_reads_and_checks_that_layer_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_dense_kv(path, HEADER, payloads())
+    size = written[1].section_bytes
+    damaged = bytearray(path.read_bytes())
+    damaged[written[1].offset + size] ^= 1
+    path.write_bytes(damaged)
+    reads: list[int] = []
+    original = os.preadv
+
+    def spy(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        reads.append(offset)
+        return original(descriptor, buffers, offset)
+
+    room = memoryview(bytearray(size))
+    with DenseKVReader(path) as reader:
+        monkeypatch.setattr(os, "preadv", spy)
+        reader.read_chunk_into(1, [room], sections=range(1))
+        assert room == payloads()[1][:size]
+        assert reads == [written[1].offset]
+        with pytest.raises(CorruptKV, match="chunk 1: checksum"):
+            reader.read_chunk_into(1, [room], sections=range(1, 2))
+        with pytest.raises(ValueError, match="bytes each"):
+            reader.read_chunk_into(1, [room], sections=range(2))
+
+
+def test_layers_that_change_places_are_found(path: Path) -> None:
+    written = write_dense_kv(path, HEADER, payloads())
+    offset, size = written[0].offset, written[0].section_bytes
+    content = path.read_bytes()
+    first, second = content[offset:][:size], content[offset + size :][:size]
+    path.write_bytes(content[:offset] + second + first + content[offset + 2 * size :])
+    with DenseKVReader(path) as reader, pytest.raises(CorruptKV, match="chunk 0: checksum"):
+        reader.read_chunk(0)
 
 
 def test_a_new_version_replaces_the_old_at_once(path: Path) -> None:
@@ -234,8 +271,9 @@ def test_a_file_of_format_1_is_read(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(raw_file(payloads()))
     with DenseKVReader(path) as reader:
-        assert reader.header == HEADER
+        assert reader.header == replace(HEADER, format=1)
         assert reader.header.encoding == KVEncoding()
+        assert reader.header.num_sections == 1
         assert [bytes(reader.read_chunk(chunk)) for chunk in range(2)] == payloads()
 
 
@@ -244,7 +282,8 @@ def test_a_file_of_format_1_is_read(path: Path) -> None:
     [
         ({"codec": "int8"}, "codec_parameters do not make sense"),
         ({"format": 2}, "codec_parameters do not make sense"),
-        ({"format": 3}, "format is 3, this reader knows 1, 2"),
+        ({"format": 4}, "format is 4, this reader knows 1, 2, 3"),
+        ({"format": 3, "codec_parameters": {}}, "chunk 0 has another number of checksums than 2"),
         ({"codec": "int2"}, "codec is 'int2'"),
         ({"format": 2, "codec_parameters": {"keys": {"axis": "channel", "size": 64}}}, "need both"),
         ({"format": 2, "codec_parameters": {"queries": {"axis": "channel", "size": 64}}}, "queries"),
@@ -306,7 +345,7 @@ def test_the_header_says_codec_and_parameters(path: Path) -> None:
     write_dense_kv(path, header, chunks)
     raw = path.read_bytes()
     fields = json.loads(raw[32 : 32 + int.from_bytes(raw[12:16], "little")])
-    assert (fields["format"], fields["codec"]) == (2, "int8")
+    assert (fields["format"], fields["codec"]) == (3, "int8")
     assert fields["codec_parameters"] == {
         "keys": {"axis": "channel", "size": 64},
         "values": {"axis": "token", "size": 16},
@@ -327,7 +366,7 @@ def test_a_chunk_can_be_read_into_pieces_of_any_size(tmp_path: Path, cut: int) -
     with DenseKVReader(tmp_path / "x") as reader:
         reader.read_chunk_into(0, parts)
         assert room == chunk
-        with pytest.raises(ValueError, match="were given room"):
+        with pytest.raises(ValueError, match="in all"):
             reader.read_chunk_into(0, parts[1:])
 
 
@@ -355,7 +394,7 @@ def test_announcing_what_is_read_soon_is_only_advice(path: Path, monkeypatch: py
 
 def tenfold(index: int, payload: memoryview) -> bytes:
     assert bytes(payload) == payloads()[index]
-    return bytes(INT8.chunk_bytes(HEADER.chunk_shape(index), 2))
+    return bytes(replace(HEADER, encoding=INT8).chunk_bytes(index))
 
 
 def test_a_stored_file_is_written_anew_under_another_encoding(path: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from indexers import kv_file
 from indexers.kv_file import DenseKVHeader, KVEncoding, StepGroup, write_dense_kv
-from pipeline.kv_encoding import codec_settings
+from pipeline.kv_encoding import codec_settings, encode_chunk
 from videoxl2.kv_codec import decode_kv, encode_kv
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "storage.md"
@@ -33,28 +33,30 @@ def run(script: Path, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize(("axis", "size"), [("channel", 4), ("token", 3), ("channel", 64)])
 def test_the_documented_script_expands_int8_and_int4(
-    script: Path, tmp_path: Path, codec: str, axis: str, size: int
+    script: Path, tmp_path: Path, codec: str, axis: str, size: int, version: int
 ) -> None:
-    """An odd number of codes (65 tokens in all, 7 channels) and a short last group along either axis."""
+    """An odd number of codes in a layer (65 tokens in all, 7 channels) and a short last group along either axis."""
     encoding = KVEncoding(codec, StepGroup(axis, size), StepGroup("channel", 5))
     header = DenseKVHeader(
         video_id="a" * 32,
         segment_index=3,
         fingerprint="f" * 32,
         dtype="float32",
-        layers=1,
+        layers=3,
         kv_heads=1,
         head_dim=7,
         chunk_groups=CHUNK_GROUPS,
         encoding=encoding,
+        format=version,
     )
     settings = codec_settings(encoding)
     values = [torch.randn(header.chunk_shape(n), generator=torch.Generator().manual_seed(n)) for n in range(2)]
     path = tmp_path / "x.vxlkv"
-    write_dense_kv(path, header, [encode_kv(kv, settings).data for kv in values])
+    write_dense_kv(path, header, [encode_chunk(kv, header) for kv in values])
     done = run(script, path)
     assert done.returncode == 0, done.stderr
     for number, kv in enumerate(values):

@@ -247,11 +247,17 @@ def test_a_checkpoint_that_changed_beside_its_weights_is_refused_by_the_name_of_
     recipe = make_recipe(read_checkpoint_info(model), IngestSettings(), "float32")
     write_manifest(folder, Manifest(model=str(model), recipe=recipe))
     Archive(folder).search("car").run()
-    config, tokenizer = (model / name for name in ("config.json", "tokenizer.json"))
+    config, tokenizer, encoder_config, encoder_tokenizer = (
+        model / name
+        for name in ("config.json", "tokenizer.json", "dual_encoder/config.json", "dual_encoder/tokenizer.json")
+    )
     for path, old, new, field in (
         (config, '"rope_theta": 1000000.0', '"rope_theta": 10000.0', "architecture.language.rope_theta"),
         (config, '"mm_spatial_pool_mode": "average"', '"mm_spatial_pool_mode": "max"', "architecture.pool_mode"),
         (tokenizer, '"version":"1.0"', '"version": "1.0"', "tokenizer_digest"),
+        (encoder_tokenizer, '"version":"1.0"', '"version": "1.0"', "encoder_tokenizer_digest"),
+        (encoder_config, '"num_attention_heads": 4', '"num_attention_heads": 2', "encoder.image.num_heads"),
+        (encoder_config, '"pad_token_id": 896', '"pad_token_id": 1', "encoder.text.pad_id"),
     ):
         text = path.read_text()
         assert old in text
@@ -265,7 +271,12 @@ def test_a_checkpoint_that_changed_beside_its_weights_is_refused_by_the_name_of_
 
 def test_a_program_that_lays_out_kv_in_another_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_archive(tmp_path / "a")
-    for name, other, field in (("KV_LAYOUT_VERSION", 99, "kv_layout_version"), ("PREPROCESSING", "x", "preprocessing")):
+    for name, other, field in (
+        ("KV_LAYOUT_VERSION", 99, "kv_layout_version"),
+        ("PREPROCESSING", "x", "preprocessing"),
+        ("prefix_text", lambda: "You see a video.", "prompt_text"),
+        ("timestamp_text", lambda t_s: f"At {t_s:.2f} s:", "timestamp_text"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"pipeline.recipe.{name}", other)
             with pytest.raises(ModelMismatch, match=f"another {field}"):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from indexers.errors import CorruptKV
-from indexers.folder import ByteRange
+from indexers.folder import ByteRange, LocalFile
 from indexers.kv_file import DenseKVHeader, DenseKVReader, write_dense_kv
-from pipeline.kv_encoding import codec_settings, encoding_of
+from pipeline.kv_encoding import codec_settings, encode_chunk, encoding_of
 from pipeline.kv_reload import Reload, byte_runs, spans
 from videoxl2.kv import KVLevel
 from videoxl2.kv_codec import decode_kv, encode_kv
@@ -42,7 +42,7 @@ def write(path: Path, codec: str = "exact") -> Path:
         chunk_groups=tuple(((1, tokens - 1),) for tokens in TOKENS),
         encoding=encoding_of(codec),
     )
-    write_dense_kv(path, header, [encode_kv(kv, codec_settings(header.encoding)).data for kv in VALUES])
+    write_dense_kv(path, header, [encode_chunk(kv, header) for kv in VALUES])
     return path
 
 
@@ -100,7 +100,7 @@ def test_an_exact_chunk_is_read_straight_into_the_cache(tmp_path: Path, monkeypa
         cache = torch.zeros(2, 2, 2, 20, 4)
         piece.bind(cache[:, :, :, 3:12])
         piece.start()
-        piece.wait()
+        assert piece.wait(0) == 2
     assert torch.equal(cache[:, :, :, 3:12], VALUES[1])
     assert not cache[:, :, :, :3].any() and not cache[:, :, :, 12:].any()
 
@@ -123,6 +123,33 @@ def test_one_buffer_serves_all_chunks_of_a_thread(tmp_path: Path, monkeypatch: p
         for piece in pieces:
             piece.load()
     assert len(addresses) == 1
+
+
+def test_first_layers_of_all_chunks_are_read_before_later_ones_of_any(
+    tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small chunks are read whole, before anything of the later layers of large ones."""
+    monkeypatch.setattr(LocalFile, "least_read_bytes", 400)
+    log: list[tuple[int, range | None]] = []
+    read = DenseKVReader.read_chunk_into
+
+    def watched(self: DenseKVReader, chunk: int, parts: list[memoryview], run: ByteRange, sections: range) -> None:
+        log.append((chunk, sections))
+        read(self, chunk, parts, run, sections)
+
+    monkeypatch.setattr(DenseKVReader, "read_chunk_into", watched)
+    with Reload(layer_bands=4, reads_in_flight=1) as reload:
+        file = reload.add(DenseKVReader(write(tmp_path / "x", codec)))
+        pieces = [reload.chunk(file, chunk) for chunk in (3, 0, 1, 3)]
+        for piece in pieces:
+            piece.bind_to_own()
+        loaded = [piece.load() for piece in pieces]
+    for piece, found in zip(pieces, loaded, strict=True):
+        assert torch.equal(found.kv_LSKMDh, expected(codec, piece.index))
+    later = [(chunk, sections) for chunk, sections in log if sections.start]
+    assert (3, range(1, 2)) in later, "the large chunk comes in two bands: it has two layers"
+    assert log[-len(later) :] == later
+    assert (0, range(2)) in log, "the small one is not worth two reads"
 
 
 def test_damage_is_told_to_whoever_waits_for_that_chunk(tmp_path: Path, codec: str) -> None:
@@ -179,9 +206,9 @@ def test_closing_early_ends_reading_and_nobody_waits_for_ever(tmp_path: Path, mo
     closer.start()
     go_on.set()
     closer.join(30)
-    pieces[0].wait()  # the one that was half-way is whole
+    pieces[0].wait(0)  # the one that was half-way is whole
     with pytest.raises(ValueError, match="given up"):
-        pieces[3].wait()
+        pieces[3].wait(0)
 
 
 class FakeEvent:
@@ -233,10 +260,12 @@ class FakeCuda(Cuda):
         event.reached = True
 
 
+@pytest.mark.parametrize("layer_bands", [1, 2])
 @pytest.mark.parametrize("reads_in_flight", [1, 3])
 def test_pinned_buffers_are_used_again_only_after_their_upload(
-    tmp_path: Path, codec: str, reads_in_flight: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, codec: str, reads_in_flight: int, layer_bands: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(LocalFile, "least_read_bytes", 1)
     cuda = FakeCuda()
     read = DenseKVReader.read_chunk_into
 
@@ -249,7 +278,7 @@ def test_pinned_buffers_are_used_again_only_after_their_upload(
         read(self, chunk, parts, *run)
 
     monkeypatch.setattr(DenseKVReader, "read_chunk_into", watched)
-    with Reload(reads_in_flight=reads_in_flight, span_bytes=1, cuda=cuda) as reload:
+    with Reload(layer_bands=layer_bands, reads_in_flight=reads_in_flight, span_bytes=1, cuda=cuda) as reload:
         file = reload.add(DenseKVReader(write(tmp_path / "x", codec)))
         order = (3, 1, 0, 2, 3, 1)
         pieces = [reload.chunk(file, chunk) for chunk in order]
@@ -261,10 +290,10 @@ def test_pinned_buffers_are_used_again_only_after_their_upload(
     assert cuda.too_early == []
     kinds = [kind for kind, _ in cuda.log]
     assert kinds[0] == "ready", "the place may be in use until then"
-    assert kinds.count("user after") == len(order), "who uses a chunk queues its work after the upload"
+    assert kinds.count("user after") == len(order) * layer_bands, "who uses a chunk queues its work after the upload"
     streams = [event for kind, event in cuda.log if kind == "stream after"]
     assert streams and set(streams) == {cuda.log[0][1]}
-    assert 1 <= cuda.num_pinned <= 2 * reads_in_flight * 2
+    assert 1 <= cuda.num_pinned <= 2 * reads_in_flight * 2, "two for a thread, and larger ones in their place"
 
 
 def test_byte_runs_are_the_order_of_a_stored_chunk() -> None:

@@ -16,6 +16,7 @@ from indexers.kv_file import DenseKVHeader, write_dense_kv
 from indexers.records import SegmentRow, kv_path, make_chunk_id, make_segment_id
 from pipeline import kv_source
 from pipeline.archive import translate
+from pipeline.config import Settings
 from pipeline.errors import ArchiveError, ModelMismatch, StorageError
 from pipeline.kv_encoding import codec_settings, encoding_of, reencode_segment
 from pipeline.kv_source import KVSource
@@ -109,7 +110,10 @@ class Archive:
         )
         self.store = FakeStore(segment)
         self.reader: Any = SimpleNamespace(
-            folder=folder, store=self.store, manifest=SimpleNamespace(recipe=RECIPE, model="tiny")
+            folder=folder,
+            store=self.store,
+            manifest=SimpleNamespace(recipe=RECIPE, model="tiny"),
+            settings=Settings(),
         )
 
 
@@ -338,7 +342,7 @@ def test_opened_kv_is_read_when_it_is_placed_and_counts_the_bytes_of_its_file(tm
         slot = torch.empty(pending.shape)
         pending.bind(slot)
         pending.start()
-        pending.wait()
+        assert pending.wait(0) == 2
     expected = CHUNKS[0] if codec == "exact" else coded(CHUNKS[0], codec)
     assert torch.equal(slot, expected.kv_LSKMDh)
     size = len(encode_kv(CHUNKS[0].kv_LSKMDh, codec_settings(encoding_of(codec))))
@@ -392,7 +396,7 @@ def test_readers_beside_a_writer_see_whole_chunks_old_or_new(tmp_path: Path) -> 
                         piece.bind(slot)  # type: ignore[union-attr]
                     for piece in pending:
                         piece.start()  # type: ignore[union-attr]
-                        piece.wait()  # type: ignore[union-attr]
+                        piece.wait(0)  # type: ignore[union-attr]
                 found = [
                     [version for version, chunks in enumerate(versions) if torch.equal(chunks[n].kv_LSKMDh, slots[n])]
                     for n in (0, 1)

@@ -15,7 +15,7 @@ from indexers.records import SCHEMA_VERSION
 from pipeline.config import IngestSettings, Settings
 from pipeline.errors import ConfigError, ModelMismatch
 from pipeline.ingest_run import run_ingest
-from pipeline.recipe import MANIFEST_NAME, Manifest, Recipe, make_recipe, read_manifest, write_manifest
+from pipeline.recipe import MANIFEST_NAME, RECORDED_LATER, Manifest, Recipe, make_recipe, read_manifest, write_manifest
 from tests.unit.pipeline.samples import tiny_recipe
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
 from videoxl2.config import LevelSettings, PrefillSettings
@@ -77,9 +77,10 @@ def test_fingerprints_of_all_differences_differ() -> None:
     assert all(len(text) == 32 for text in prints)
 
 
-def test_an_archive_made_before_the_tokenizer_was_recorded_keeps_its_fingerprint() -> None:
-    old = RECIPE.model_copy(update={"tokenizer_digest": None})
-    fields = {name: value for name, value in RECIPE.model_dump(mode="json").items() if name != "tokenizer_digest"}
+@pytest.mark.parametrize("absent", [RECORDED_LATER, *((name,) for name in RECORDED_LATER)], ids=",".join)
+def test_an_archive_made_before_a_field_was_recorded_keeps_its_fingerprint(absent: tuple[str, ...]) -> None:
+    old = RECIPE.model_copy(update=dict.fromkeys(absent))
+    fields = {name: value for name, value in RECIPE.model_dump(mode="json").items() if name not in absent}
     assert Recipe.model_validate(fields) == old
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     assert old.fingerprint == xxhash.xxh3_128_hexdigest(text.encode())

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from indexers.access_log import note_uses
 from indexers.errors import DiskFull
 from indexers.folder import Folder, Place, as_folder
-from indexers.kv_file import DenseKVReader
+from indexers.kv_file import DenseKVHeader, DenseKVReader, file_bytes, write_dense_kv
 from indexers.lease import WriterLease
 from indexers.records import SegmentRow, VideoRow
 from indexers.store import LanceStore
@@ -23,6 +26,7 @@ from indexers.token_file import TokensReader
 from pipeline import Archive, tiers
 from pipeline.config import RetentionRule, StorageSettings, load_settings
 from pipeline.errors import UsageError
+from pipeline.kv_encoding import codec_settings, decode_chunk, reencode_segment
 from pipeline.recipe import Manifest, write_manifest
 from pipeline.tiers import (
     Demotion,
@@ -41,6 +45,8 @@ from pipeline.tiers import (
 )
 from tests.unit.pipeline.samples import tiny_recipe
 from tests.vxl import call
+from videoxl2.kv import kv_to_numpy
+from videoxl2.kv_codec import error_bound
 
 PlaceT = TypeVar("PlaceT", Path, Folder)
 SHAPE = SegmentShape(num_chunks=2, groups_per_chunk=6, visual_tokens=36, layers=4, kv_heads=2, head_dim=32)
@@ -317,6 +323,46 @@ def test_a_step_reads_as_what_it_is() -> None:
         **{"segment_id": "s", "uri": "u", "camera": None},
         **{"before": "exact", "after": "int8", "freed": 5},
     }
+
+
+@given(
+    layers=st.integers(1, 80),
+    chunks=st.lists(st.lists(st.tuples(st.integers(1, 16), st.integers(1, 200)), max_size=6), min_size=1, max_size=30),
+)
+def test_no_file_is_larger_than_its_bound(layers: int, chunks: list[list[tuple[int, int]]]) -> None:
+    """A checksum for each layer makes the header of a deep model's file larger than its chunks alone would."""
+    header = DenseKVHeader(
+        **{"video_id": "a" * 32, "segment_index": 99_999, "fingerprint": "f" * 32, "dtype": "bfloat16"},
+        **{"layers": layers, "kv_heads": 1, "head_dim": 1},
+        chunk_groups=tuple(map(tuple, chunks)),
+    )
+    payload = sum(map(header.chunk_bytes, range(len(chunks))))
+    assert file_bytes(header) <= tiers._file_bound(payload, len(chunks), sum(map(len, chunks)), layers)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_the_size_of_an_encoded_file_is_known_before_it_is_written(
+    archive: Path, store: LanceStore, version: int, codec: str
+) -> None:
+    """A file of an older format becomes one of the present, whose header is longer."""
+    chunks = [torch.randn(40, 2, 1, 9, 4, generator=torch.Generator().manual_seed(n)) for n in range(5)]
+    header = DenseKVHeader(
+        **{"video_id": "a" * 32, "segment_index": 0, "fingerprint": "f" * 32, "dtype": "float32"},
+        **{"layers": 40, "kv_heads": 1, "head_dim": 4},
+        chunk_groups=(((1, 8),),) * len(chunks),
+        format=version,
+    )
+    made = write_dense_kv(archive / "x.vxlkv", header, map(kv_to_numpy, chunks))
+    row = replace(store.segments_of()[0], kv_path="x.vxlkv", kv_bytes=made.num_bytes, kv_digest=made.digest)
+    planned = tiers.encoded_file_bytes(archive, row, Tier(codec))
+    written = reencode_segment(archive, row, codec)
+    assert planned == written.kv_bytes == (archive / str(written.kv_path)).stat().st_size
+    with DenseKVReader(archive / str(written.kv_path)) as file:
+        assert file.header.format == 3
+        file.verify()
+        first = decode_chunk(file.read_chunk(0), file.header, 0)
+    assert bool(((first - chunks[0]).abs() <= error_bound(chunks[0], codec_settings(file.header.encoding))).all())
 
 
 def test_sizes_of_absent_files_are_none(archive: Path, store: LanceStore) -> None:

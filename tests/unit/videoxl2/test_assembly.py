@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from videoxl2.config import LanguageSpec
-from videoxl2.decode import HeaderIds, Piece, assemble_cache
+from videoxl2.decode import Assembly, HeaderIds, Piece, assemble_cache, generate
 from videoxl2.errors import ContextOverflow, KVLayoutError
 from videoxl2.kv import ChunkKV, KVCache, KVLevel, sparsify
-from videoxl2.language import QwenDecoder
+from videoxl2.language import GapAttention, QwenDecoder
 
 SPEC = LanguageSpec(
     vocab_size=40, width=24, mlp_width=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, max_positions=400
@@ -48,10 +48,11 @@ def chunk_of(camera: str, segment: int, number: int) -> ChunkKV:
 
 
 class Arriving:
-    """A chunk that is put into its place only when it is waited for; until then the place holds nonsense."""
+    """A chunk whose layers are put into place only when they are waited for; until then the place holds nonsense."""
 
-    def __init__(self, chunk: ChunkKV) -> None:
+    def __init__(self, chunk: ChunkKV, band: int = 2) -> None:
         self._chunk = chunk
+        self._band = band
         self.calls: list[str] = []
 
     @property
@@ -67,9 +68,11 @@ class Arriving:
     def start(self) -> None:
         self.calls.append("start")
 
-    def wait(self) -> None:
-        self.calls.append("wait")
-        self._slot_LSKMDh.copy_(self._chunk.kv_LSKMDh)
+    def wait(self, layer: int) -> int:
+        self.calls.append(f"wait {layer}")
+        end = min(layer + self._band, SPEC.num_layers)
+        self._slot_LSKMDh[layer:end].copy_(self._chunk.kv_LSKMDh[layer:end])
+        return end
 
 
 def rotated(keys_KMDh: Tensor, start: int) -> Tensor:
@@ -147,6 +150,85 @@ def test_arriving_chunks_give_the_same_bits_as_chunks_that_are_there(model: Any)
         assert torch.equal(there.values(layer, there.length), arriving.values(layer, arriving.length))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    places=st.lists(PLACES, max_size=6, unique_by=lambda place: place[0]),
+    question=st.lists(st.integers(4, 39), min_size=1, max_size=5),
+    room=st.sampled_from([0, 1, 512]),
+    data=st.data(),
+)
+def test_a_question_that_goes_along_with_the_layers_is_the_one_asked_afterwards(
+    model: Any, places: list[tuple[tuple[str, int, int], bool]], question: list[int], room: int, data: st.DataObject
+) -> None:
+    """Whatever arrives in whichever bands, with texts between, and where the cache has to grow for the question."""
+    there: list[Piece] = []
+    pieces: list[Piece] = []
+    for place, is_sparse in places:
+        if data.draw(st.booleans()):
+            there.append(data.draw(HEADERS))
+            pieces.append(there[-1])
+        chunk = sparsify(chunk_of(*place), 4) if is_sparse else chunk_of(*place)
+        there.append(chunk)
+        pieces.append(
+            Arriving(chunk, data.draw(st.integers(1, SPEC.num_layers))) if data.draw(st.booleans()) else chunk
+        )
+    decoder = model.language
+    with torch.no_grad():
+        cache = assemble_cache(model, there, prefix_ids=PREFIX)
+        length = cache.length
+        expected = [decoder.extend(cache, decoder.embed(question)), decoder.extend(cache, decoder.embed([5]))]
+    assembly = Assembly(model, pieces, prefix_ids=PREFIX, room=room)
+    assert assembly.length == length
+    for ids, hidden_TD in zip((question, [5]), expected, strict=True):
+        torch.testing.assert_close(assembly.extend(ids), hidden_TD, atol=CLOSE, rtol=0)
+    found = assembly.finish()
+    assert found.length == cache.length
+    for layer in range(SPEC.num_layers):
+        torch.testing.assert_close(found.keys(layer, cache.length), cache.keys(layer, cache.length), atol=CLOSE, rtol=0)
+        torch.testing.assert_close(
+            found.values(layer, cache.length), cache.values(layer, cache.length), atol=CLOSE, rtol=0
+        )
+
+
+def test_a_layer_is_used_before_later_ones_are_waited_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Logged(Arriving):
+        def wait(self, layer: int) -> int:
+            log.append(f"wait {layer}")
+            return super().wait(layer)
+
+    attend = GapAttention.attend
+
+    def watched(self: GapAttention, layer: int, q_BNTDh: Tensor) -> Tensor:
+        found = attend(self, layer, q_BNTDh)
+        log.append(f"used {layer}")
+        return found
+
+    monkeypatch.setattr(GapAttention, "attend", watched)
+    chunk = chunk_of(*CHUNKS[0])
+    Assembly(model, [Logged(chunk, 1), HeaderIds((7,)), Logged(chunk, 2)], prefix_ids=PREFIX).extend((5, 6))
+    assert log == ["wait 0", "wait 0", "used 0", "wait 1", "used 1", "wait 2", "wait 2", "used 2"]
+
+
+@pytest.mark.parametrize("damaged", range(SPEC.num_layers))
+def test_no_token_comes_out_before_the_last_layer_was_found_whole(model: Any, damaged: int) -> None:
+    class Damaged(Arriving):
+        def wait(self, layer: int) -> int:
+            if layer == damaged:
+                raise OSError("checksum differs")
+            return super().wait(layer)
+
+    pieces = [Arriving(chunk_of(*CHUNKS[0]), 3), Damaged(chunk_of(*CHUNKS[1]), 1)]
+    tokens: list[int] = []
+    with pytest.raises(OSError, match="checksum"):
+        tokens.extend(
+            step.token_id
+            for step in generate(model, Assembly(model, pieces, prefix_ids=PREFIX), (5, 6), max_new_tokens=3)
+        )
+    assert not tokens
+
+
 def test_everything_is_under_way_before_anything_is_waited_for(model: Any) -> None:
     log: list[str] = []
 
@@ -162,12 +244,12 @@ def test_everything_is_under_way_before_anything_is_waited_for(model: Any) -> No
         def start(self) -> None:
             log.append(f"start {self.name}")
 
-        def wait(self) -> None:
-            super().wait()
-            log.append(f"wait {self.name}")
+        def wait(self, layer: int) -> int:
+            log.append(f"wait {self.name} {layer}")
+            return super().wait(layer)
 
     assemble_cache(model, [Logged("a"), HeaderIds((5,)), Logged("b")], prefix_ids=PREFIX)
-    assert log == ["bind a", "bind b", "start a", "start b", "wait a", "wait b"]
+    assert log == ["bind a", "bind b", "start a", "start b", "wait a 0", "wait b 0", "wait a 2", "wait b 2"]
 
 
 def test_nothing_is_started_for_a_context_that_is_too_long_or_of_another_model(model: Any) -> None:
