@@ -29,7 +29,7 @@ OWNERS = {
     "boto3": {"pipeline/s3.py", "jobs/demo_server.py"},  # the demo fills the bucket of its own server
     "botocore": {"pipeline/s3.py", "jobs/demo_server.py"},
     "decord": {"pipeline/frames.py"},
-    "flash_attn": {"videoxl2/attention.py"},
+    "flash_attn": {"videoxl2/attention_kernels.py"},
     "transformers": set(),
     "moto": {"jobs/demo_server.py"},
     "typer": {"jobs/cli.py", "jobs/evaluate.py"},
