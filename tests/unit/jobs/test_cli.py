@@ -40,11 +40,14 @@ COMMANDS = {
     "compact": ["--wait", *EVERY],
     "doctor": EVERY,
     "parity": ["folder", "--json"],
-    "bench": ["subject", "more", "--frames", "--hours", "--model", "--device", "--mode", "--json"],
+    "bench": [
+        *("subject", "more", "--frames", "--hours", "--model", "--device", "--mode"),
+        *("--attention", "--decoding", "--json"),
+    ],
     "demo": ["folder", "--source", "--minutes"],
     "train": [
         *("--stage", "--folder", "--device", "--seed", "--steps", "--minutes"),
-        *("--clips", "--workers", "--processes", "--config", "--unfreeze", "--json"),
+        *("--clips", "--workers", "--processes", "--config", "--start", "--rate", "--unfreeze", "--json"),
     ],
     "evaluate benchmark": [
         *("name", "data_folder", "--model", "--device", "--limit", "--mode", "--subtitles", "--frames"),
