@@ -30,6 +30,7 @@ from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.rotary import RotaryTable
 from videoxl2.tokenizer import Tokenizer
+from videoxl2.training import replicas
 from videoxl2.training.dialogues import (
     CachedClip,
     Stretch,
@@ -40,14 +41,13 @@ from videoxl2.training.dialogues import (
 )
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype, without_autocast
 from videoxl2.training.questions import QA
-from videoxl2.training.replicas import batch_number
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHUNK_GROUPS, _COMPRESSION = 6, 4
 _MOST_EVIDENCE = 0.6
 """Where more of a video than this is evidence, looking at the right place means nothing."""
-_CHECK_SEED = 999
+_CHECK_SEED, _LENGTHS_SEED = 999, 11
 
 
 @dataclass(frozen=True)
@@ -362,13 +362,15 @@ class DialogueFeed:
         self._ahead = ahead
         self._waiting: dict[int, Future[list[Dialogue]]] = {}
 
-    def make(self, step: int) -> list[Dialogue]:
-        """The samples of a step."""
-        rng = np.random.default_rng([self._seed, step])
+    def make(self, number: int) -> list[Dialogue]:
+        """The samples of a batch. Those of replicas at one step are of like length, so that none waits for another."""
+        rng = np.random.default_rng([self._seed, number])
+        lengths = np.random.default_rng([self._seed, _LENGTHS_SEED, number // replicas.count()])
         settings = self._settings
         found: list[Dialogue] = []
         while len(found) < settings.samples:
-            stretch = random_stretch(self._clips, StretchSettings(settings.groups), rng)
+            wanted = StretchSettings((int(lengths.choice(settings.groups)),))
+            stretch = random_stretch(self._clips, wanted, rng)
             asked = questions_about(stretch, int(rng.integers(1 << 30)), settings.per_kind, settings.questions)
             if asked:
                 found.append(make_dialogue(self._tokenizer, stretch, asked, settings, rng))
@@ -377,7 +379,7 @@ class DialogueFeed:
     def get(self, step: int) -> list[Dialogue]:
         for future in range(step, step + self._ahead):
             if future not in self._waiting:
-                self._waiting[future] = self._pool.submit(self.make, batch_number(future))
+                self._waiting[future] = self._pool.submit(self.make, replicas.batch_number(future))
         return self._waiting.pop(step).result()
 
 

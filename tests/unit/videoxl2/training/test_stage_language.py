@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from videoxl2.kv import ChunkKV, sparsify
 from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
-from videoxl2.training.dialogues import Stretch, evidence_groups, join_facts
+from videoxl2.tokenizer import Tokenizer
+from videoxl2.training.dialogues import CachedClip, Stretch, evidence_groups, join_facts
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.questions import QA
+from videoxl2.training.recordings import Recording
 from videoxl2.training.stage_language import (
+    DialogueFeed,
     LanguageSettings,
     dialogue_losses,
     grounded_layers,
@@ -237,3 +241,20 @@ def test_a_time_is_read_off_both_ends_of_the_evidence() -> None:
         span = spans[3 if place <= middle else 5]
         assert torch.nonzero(evidence_C)[:, 0].tolist() == list(range(span.start, span.end))
     assert float(sample.look_E.sum()) == pytest.approx(1.0)
+
+
+def test_replicas_get_samples_of_like_length(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, clips: Path
+) -> None:
+    """Other footage, the same number of frame groups: otherwise one process waits while the other computes."""
+    recordings = [Recording.load(path).without_pictures() for path in sorted((clips / "train").glob("*.npz"))]
+    cached = [CachedClip(item, item.scene(), 0, np.zeros((14, 4, 32), np.float16)) for item in recordings]
+    settings = LanguageSettings(groups=(2, 5, 9, 13), samples=4, questions=3)
+    feed = DialogueFeed(cached, tokenizer, settings, 7)
+    monkeypatch.setattr("videoxl2.training.replicas.count", lambda: 2)
+    steps = [[feed.make(2 * step + rank) for rank in (0, 1)] for step in range(4)]
+    lengths = [[[sample.layout.num_groups for sample in batch] for batch in step] for step in steps]
+    assert all(mine == others for mine, others in lengths)
+    assert len({tuple(step[0]) for step in lengths}) > 1
+    first, second = (step[0].token_T.tolist() for step in steps[0])
+    assert first != second
