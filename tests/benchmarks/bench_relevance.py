@@ -41,6 +41,7 @@ from videoxl2.training.facts import Facts
 from videoxl2.training.queries import SearchQuery, search_queries
 from videoxl2.training.samples import clip_scene, render_clip
 from videoxl2.training.splits import SPLITS
+from videoxl2.training.stage_language import grounded_layers
 
 QUESTION = "When can {} be seen?"
 FRAMES_PER_CLIP = 60
@@ -152,17 +153,28 @@ def ask(model: VideoXL2, text: TextEncoder, videos: Mapping[str, IndexedVideo], 
 def choices(
     model: VideoXL2, question: str, video: IndexedVideo, similarities: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Scores by choice of layers and pooling, of similarity, and of similarity fused with every one of them."""
+    """Scores by choice of layers and pooling, of similarity, and of similarity fused with every one of them.
+
+    "told heads" are those that training told where to look (``training.stage_language``).
+    """
     relative_ANTC = question_attention(model, question, video.chunks)
     embedding = EmbeddingRelevance(tuple(similarities))
     found = {"embedding": list(similarities)}
+
+    def add(name: str, scores_C: Tensor) -> None:
+        scores = scores_C.tolist()
+        found[f"attention {name}"] = scores
+        both = FusedRelevance((embedding, EmbeddingRelevance(tuple(scores))), (1.0, 1.0))
+        found[f"fused {name}"] = both.scores(question, video.chunks)
+
     for pooling in POOLINGS:
         pooled_AC = pool_attention(relative_ANTC, pooling)
         for name, layers in layer_choices(len(pooled_AC)).items():
-            scores = pooled_AC[layers].mean(dim=0).tolist()
-            found[f"attention {pooling} {name}"] = scores
-            both = FusedRelevance((embedding, EmbeddingRelevance(tuple(scores))), (1.0, 1.0))
-            found[f"fused {pooling} {name}"] = both.scores(question, video.chunks)
+            add(f"{pooling} {name}", pooled_AC[layers].mean(dim=0))
+    spec = model.language.spec
+    told_ARTC = relative_ANTC[list(grounded_layers(spec.num_layers)), : spec.num_heads // spec.num_kv_heads]
+    for pooling in POOLINGS:
+        add(f"{pooling} told heads", pool_attention(told_ARTC, pooling).mean(dim=0))
     return found
 
 
