@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from indexers.errors import CorruptKV
 from indexers.records import SegmentRow, kv_path, make_chunk_id, make_segment_id
 from indexers.token_file import TokensReader, write_tokens
+from pipeline.config import Settings
 from pipeline.errors import ModelMismatch, StorageError
 from pipeline.kept_tokens import keep_tokens, prefill_settings
 from pipeline.kv_source import KVSource
@@ -68,7 +69,11 @@ class OneSegment:
         """Rows that the store gives one after another; the last stays."""
         store = SimpleNamespace(segments=lambda video_id: [self.rows.pop(0) if len(self.rows) > 1 else self.rows[0]])
         self.reader: Any = SimpleNamespace(
-            folder=folder, store=store, model=model, manifest=SimpleNamespace(recipe=recipe, model="tiny")
+            folder=folder,
+            store=store,
+            model=model,
+            manifest=SimpleNamespace(recipe=recipe, model="tiny"),
+            settings=Settings(),
         )
 
     def wanted(self, chunk: int) -> tuple[dict[str, Any], KVLevel]:
