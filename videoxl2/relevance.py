@@ -81,7 +81,7 @@ Pooling: TypeAlias = Literal["mean", "max", "head_max", "token_max", "last"]
 """How one layer's attention becomes one number per chunk (``pool_attention``)."""
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "head_max", "token_max", "last")
 DEFAULT_LAYERS: tuple[int, ...] | None = None
-DEFAULT_POOLING: Pooling = "mean"
+DEFAULT_POOLING: Pooling = "last"
 """Layers (None: all) and pooling of the attention score; ``tests/benchmarks/bench_relevance.py`` compares them."""
 
 

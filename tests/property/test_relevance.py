@@ -129,7 +129,7 @@ def test_attention_mass_is_that_of_the_weights(model: VideoXL2, chunks: list[Chu
     per_chunk = torch.stack([w.sum(dim=1) for w in weights[:, start:length].split([c.num_tokens for c in sparse], 1)])
     density = per_chunk / torch.tensor([c.num_tokens for c in sparse])[:, None]
     expected = (density / (per_chunk.sum(dim=0) / (length - start))).mean(dim=1)
-    found = AttentionRelevance(model, layers=(0,), heads=(head,)).scores(QUESTION, sparse)
+    found = AttentionRelevance(model, layers=(0,), heads=(head,), pooling="mean").scores(QUESTION, sparse)
     assert found == pytest.approx(expected.tolist(), abs=1e-4)
 
 
