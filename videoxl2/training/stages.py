@@ -183,8 +183,6 @@ class Run:
         if config is not None:
             _read_json(config)
         folder.mkdir(parents=True, exist_ok=True)
-        if checkpoint is not None:
-            _keep_start(folder, checkpoint)
         if not (folder / "tokenizer.json").is_file():
             _write_tokenizer(folder, config)
         raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -198,6 +196,8 @@ class Run:
         spec = ModelSpec.from_config(_read_json(stored))
         if wanted is not None and wanted != spec:
             raise TrainingError(f"{folder} was begun with another configuration; choose another folder or remove it")
+        if checkpoint is not None:  # one of another shape has been refused by now
+            _keep_start(folder, checkpoint)
         text = TextSpec.from_config(_read_json(folder / "dual_encoder.json"))
         return cls(folder, spec, text, Tokenizer(folder))
 

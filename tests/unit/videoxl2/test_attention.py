@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoxl2 import attention, attention_kernels
@@ -285,7 +286,7 @@ def test_what_no_fused_kernel_takes_is_written_out() -> None:
 @pytest.fixture
 def cuda_kernels_on_cpu() -> Iterator[list[str]]:
     """CPU stand-ins for the two kernels of CUDA that hold callers to what the real ones ask for."""
-    library, called = torch.library.Library("aten", "IMPL"), list[str]()
+    library, called = Library("aten", "IMPL"), list[str]()
 
     def efficient(
         q: Tensor,

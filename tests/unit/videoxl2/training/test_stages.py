@@ -176,3 +176,10 @@ def test_a_run_has_one_start(
     (tmp_path / "other" / "perception").mkdir(parents=True)
     with pytest.raises(TrainingError, match="has begun stage perception without a start"):
         Run.open(tmp_path / "other", options)
+
+
+def test_a_start_of_another_shape_leaves_the_run_as_it_was(tmp_path: Path, checkpoint: Path) -> None:
+    Run.open(tmp_path / "run", StageOptions())
+    with pytest.raises(TrainingError, match="begun with another configuration"):
+        Run.open(tmp_path / "run", StageOptions(start=str(checkpoint)))
+    assert Run.open(tmp_path / "run", StageOptions()).start is None
