@@ -315,7 +315,7 @@ def encode_segment(reader: ArchiveReader, video_id: str, segment_index: int) -> 
         raise EvidenceUnavailable(f"video {video_id} is not in the archive any more")
     encoder = SegmentEncoder(reader.model, reader.manifest.recipe)
     for batch in _segment_batches(reader, video, segment_index):
-        encoder.add_visual(batch)
+        encoder.add(batch)
     if encoder.num_frames == 0:
         raise EvidenceUnavailable(f"{video.uri!r} gives no frame for segment {segment_index} any more")
     return encoder

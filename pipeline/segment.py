@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,18 +44,29 @@ logger = logging.getLogger(__name__)
 
 
 class SegmentEncoder:
-    """Visual tokens of a segment, batch by batch, and its prefill. Recomputing at query time uses this alone.
+    """Visual tokens and KV of a segment, batch by batch. Recomputing at query time uses this alone.
 
-    Batches hold whole frame groups except the last, so encoding batch by batch equals encoding all at once.
+    Batches hold whole frame groups except the last, so encoding batch by batch equals encoding all at once. The
+    language model takes every batch as it comes, in passes that do not depend on how a segment falls into batches; on a
+    GPU vision of the next one runs beside it, in a stream of its own.
     """
 
-    def __init__(self, model: VideoXL2, recipe: Recipe) -> None:
+    def __init__(self, model: VideoXL2, recipe: Recipe, *, expected_s: float = 0.0) -> None:
+        """``expected_s`` is how long the segment will be, where that is known; nothing depends on it but copies."""
+        from videoxl2.clock import StageClock
+        from videoxl2.overlap import SideStream
         from videoxl2.upload import FrameUploads
 
         self._model = model
-        self._recipe = recipe
         self._visual: list[Tensor] = []
         self._uploads = FrameUploads(model.device)
+        self._side = SideStream(model.device)
+        self._clock = StageClock(model.device)
+        self._arriving = model.begin_prefill(
+            prefill_settings(recipe),
+            recipe.chunk_groups,
+            expected_groups=math.ceil(expected_s * recipe.fps / recipe.frames_per_group),
+        )
         self.times_s: list[float] = []
 
     @property
@@ -68,11 +79,29 @@ class SegmentEncoder:
         """Media time of each frame group: that of its first frame."""
         return self.times_s[:: self._model.spec.frames_per_group]
 
-    def add_visual(self, batch: FrameBatch, on_features: Callable[[Tensor], None] | None = None) -> None:
-        """Encode one batch of frames; ``on_features`` gets the tower's features on the way."""
-        pixels_F3SS = self.pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
-        self._visual.append(self._model.encode_frames(pixels_F3SS, on_features=on_features))
+    def add(
+        self,
+        batch: FrameBatch,
+        on_features: Callable[[Tensor], None] | None = None,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
+        """Take one batch of frames; ``on_features`` gets the tower's features on the way, ``beside`` is more vision.
+
+        Raises ``ContextOverflow`` where the segment is longer than the model can read.
+        """
+
+        def encode() -> Tensor:
+            pixels_F3SS = self.pixels(batch.pixels_u8_FHWC, self._model.spec.vision.image_size)
+            tokens_GPD = self._model.encode_frames(pixels_F3SS, on_features=on_features)
+            if beside is not None:
+                beside()
+            return tokens_GPD
+
+        tokens_GPD = self._side.take(self._side.queue(encode))
+        self._visual.append(tokens_GPD)
         self.times_s.extend(batch.times_s)
+        with self._clock.stage("language"):
+            self._arriving.add(tokens_GPD, batch.times_s[:: self._model.spec.frames_per_group])
 
     def pixels(self, frames_u8_FHWC: np.ndarray, image_size: int) -> Tensor:
         """Pixels of frames on the model's device; uploaded while the model works on the batch before."""
@@ -88,10 +117,14 @@ class SegmentEncoder:
         return self._visual[0]
 
     def prefill(self) -> tuple[ChunkKV, ...]:
-        """Dense KV of the segment's chunks; timestamps carry the time in the video."""
-        settings = prefill_settings(self._recipe)
-        result = self._model.prefill(self.visual_GPD, self.group_times_s, settings, self._recipe.chunk_groups)
+        """Dense KV of the segment's chunks, when all frames have come; timestamps carry the time in the video."""
+        with self._clock.stage("language"):
+            result = self._arriving.finish()
         return tuple(result.chunks)
+
+    def language_s(self) -> float:
+        """What the language model has taken, in seconds; asked for when the device has computed its last chunk."""
+        return self._clock.seconds()["language"]
 
 
 class SegmentBuilder:
@@ -107,7 +140,7 @@ class SegmentBuilder:
         facts: dict[str, Any],
         segment_index: int,
     ) -> None:
-        self._encoder = SegmentEncoder(model, recipe)
+        self._encoder = SegmentEncoder(model, recipe, expected_s=_expected_s(recipe, facts, segment_index))
         self._model = model
         self._image_encoder = image_encoder
         self._is_shared = image_encoder.has_tower(model.vision)
@@ -134,13 +167,20 @@ class SegmentBuilder:
         return max(min((self.segment_index + 1) * self._recipe.segment_s, duration_s), after_last)
 
     def add(self, batch: FrameBatch) -> None:
-        """Encode one batch of frames with the vision part and with the image encoder, by one tower if they share it."""
+        """Take one batch of frames, with the vision part and with the image encoder: one tower if they share it.
+
+        Raises ``ContextOverflow`` where the segment is longer than the model can read.
+        """
         if self._is_shared and batch.embed_u8_FHWC is None:
-            self._encoder.add_visual(batch, lambda features: self._keep(self._image_encoder.embed_features(features)))
+            self._encoder.add(
+                batch, on_features=lambda features: self._keep(self._image_encoder.embed_features(features))
+            )
         else:
-            self._encoder.add_visual(batch)
             frames = batch.pixels_u8_FHWC if batch.embed_u8_FHWC is None else batch.embed_u8_FHWC
-            self._keep(self._image_encoder.embed(self._encoder.pixels(frames, self._image_encoder.image_size)))
+            side = self._image_encoder.image_size
+            self._encoder.add(
+                batch, beside=lambda: self._keep(self._image_encoder.embed(self._encoder.pixels(frames, side)))
+            )
         self._motion.extend(batch.motion)
         self._thumbnails.extend(batch.thumbnails)
 
@@ -149,14 +189,10 @@ class SegmentBuilder:
         self._vectors.append(vectors_FE.float())
 
     def finish(self) -> Segment:
-        """Prefill the segment and reduce frames to frame groups."""
+        """End the segment's prefill and reduce frames to frame groups."""
         size = self._model.spec.frames_per_group
-        visual_GPD = self._encoder.visual_GPD
-        wait_for(visual_GPD)
-        started = time.perf_counter()
         chunks = self._encoder.prefill()
         wait_for(chunks[-1].kv_LSKMDh)
-        prefill_s = time.perf_counter() - started
         vectors_FE = np.concatenate([vectors.cpu().numpy() for vectors in self._vectors])
         starts = range(0, self.num_frames, size)
         return Segment(
@@ -167,8 +203,8 @@ class SegmentBuilder:
             num_frames=self.num_frames,
             end_s=self.end_s,
             chunks=chunks,
-            prefill_s=prefill_s,
-            visual_GPD=visual_GPD,
+            prefill_s=self._encoder.language_s(),
+            visual_GPD=self._encoder.visual_GPD,
             group_times_s=tuple(self._encoder.group_times_s),
             vectors_GE=np.stack([_unit(vectors_FE[i : i + size].mean(axis=0)) for i in starts]).astype(np.float32),
             motion_G=np.array([np.mean(self._motion[i : i + size]) for i in starts]),
@@ -361,6 +397,13 @@ class Segment:
             "start_time": None if self.origin is None else self.origin + timedelta(seconds=start_s),
             "end_time": None if self.origin is None else self.origin + timedelta(seconds=end_s),
         }
+
+
+def _expected_s(recipe: Recipe, facts: dict[str, Any], segment_index: int) -> float:
+    """How long a segment should be by what the probe says of the video."""
+    if recipe.segment_s is None:
+        return max(0.0, float(facts["duration_s"]))
+    return min(max(0.0, float(facts["duration_s"]) - segment_index * recipe.segment_s), recipe.segment_s)
 
 
 def _places(written: WrittenKV | None, keep: Sequence[bool]) -> list[tuple[int, int]]:

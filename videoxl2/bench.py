@@ -23,14 +23,16 @@ import torch
 from torch import Tensor
 
 from videoxl2.attention import choose_backend
+from videoxl2.clock import StageClock
 from videoxl2.config import DTSSpec, LanguageSpec, ModelSpec, PrefillSettings, TokenIds, VisionSpec
 from videoxl2.decode_step import choose_stepping
 from videoxl2.flops import prefill_flops
 from videoxl2.kv import KVCache
 from videoxl2.layout import TokenLayout
+from videoxl2.masked_prefill import prefill_masked
 from videoxl2.model import VideoXL2, choose_device
 from videoxl2.overlap import VisionAhead
-from videoxl2.prefill import prefill_masked, prefill_pieces
+from videoxl2.prefill import prefill_pieces
 from videoxl2.questions import generate_batch
 from videoxl2.tokenizer import Tokenizer
 
@@ -224,7 +226,7 @@ def prefill_run(model: VideoXL2, num_frames: int, mode: BenchMode) -> PrefillRun
     layout, times_s = bench_layout(model.spec, num_frames, model.tokenizer if model.is_loaded else None)
     batch_frames = model.batch_groups * model.spec.frames_per_group
     pixels_F3SS = _random_pixels(model, min(num_frames, batch_frames))
-    clock = _StageClock(model.device)
+    clock = StageClock(model.device)
     with peak_memory(model.device) as peak:
         started = time.perf_counter()
         visual_GPD = model.empty_tokens(layout.num_groups)
@@ -368,35 +370,6 @@ def _random_pixels(model: VideoXL2, num_frames: int) -> Tensor:
     generator = torch.Generator(model.device).manual_seed(0)
     shape = (num_frames, vision.num_channels, vision.image_size, vision.image_size)
     return torch.rand(shape, generator=generator, device=model.device).mul_(2).sub_(1).to(model.dtype)
-
-
-class _StageClock:
-    """Sums the time of stages; on a GPU by events, so that measuring does not make the host wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any, Any]] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin = self._mark()
-        yield
-        self._marks.append((name, begin, self._mark()))
-
-    def seconds(self) -> dict[str, float]:
-        """Call after the device has finished."""
-        totals: dict[str, float] = {}
-        for name, begin, end in self._marks:
-            elapsed_s = begin.elapsed_time(end) / 1000 if self._is_cuda else end - begin
-            totals[name] = totals.get(name, 0.0) + elapsed_s
-        return totals
-
-    def _mark(self) -> Any:
-        if not self._is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 @contextmanager

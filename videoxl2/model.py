@@ -22,7 +22,7 @@ from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import KVCache
 from videoxl2.language import QwenDecoder
-from videoxl2.prefill import PrefillResult, prefill, prefill_batch
+from videoxl2.prefill import ArrivingPrefill, PrefillResult, prefill, prefill_batch
 from videoxl2.projector import VisualProjector
 from videoxl2.questions import generate_batch
 from videoxl2.token_choice import TokenChoice
@@ -141,6 +141,12 @@ class VideoXL2(nn.Module):
     ) -> PrefillResult:
         """KV of a video's visual tokens; see ``prefill.prefill``."""
         return prefill(self, visual_GPD, group_times_s, settings, chunk_groups)
+
+    def begin_prefill(
+        self, settings: PrefillSettings | None = None, chunk_groups: int = 6, *, expected_groups: int = 0
+    ) -> ArrivingPrefill:
+        """The same for visual tokens that arrive part by part; see ``prefill.ArrivingPrefill``."""
+        return ArrivingPrefill(self, settings, chunk_groups, expected_groups=expected_groups)
 
     def assemble(self, pieces: Sequence[Piece], *, max_tokens: int | None = None) -> KVCache:
         """One cache of stored or arriving chunks and text headers; see ``decode.assemble_cache``."""

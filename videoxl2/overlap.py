@@ -1,9 +1,9 @@
 """Vision of the next frames beside the language model's work on those before: a schedule of streams.
 
-``run_ahead`` makes items (decoded, resized frames) in a thread of its own while earlier ones are used. ``VisionAhead``
-gives prefill the visual tokens that it asks for, group by group: on a GPU vision runs in a stream of its own, a batch
-ahead, and the language model's stream waits for a batch's event, not the host. Without a GPU the same steps run one
-after the other.
+``run_ahead`` makes items (decoded, resized frames) in a thread of its own while earlier ones are used. ``SideStream``
+is vision's own stream on a GPU: the language model's stream waits for an event of it, not the host. ``VisionAhead``
+gives prefill the visual tokens that it asks for, group by group, with vision a batch ahead. Without a GPU the same
+steps run one after the other.
 
 Shapes: g frame groups of a batch, P visual tokens per group, D text width.
 """
@@ -75,6 +75,37 @@ def run_ahead(items: Iterable[Item], depth: int = BATCHES_AHEAD) -> Generator[It
         maker.join()
 
 
+@dataclass(frozen=True, eq=False)
+class Queued:
+    """A tensor that a side stream makes, and the event after which it is there."""
+
+    tensor: Tensor
+    ready: Any
+
+
+class SideStream:
+    """A queue of work beside that of the thread which makes it; it begins after what that thread has queued."""
+
+    def __init__(self, device: torch.device, cuda: Cuda | None = None) -> None:
+        self._device, self._cuda = device, cuda or streams_of(device)
+        self._stream = self._cuda.new_stream(device)
+        begin = self._cuda.mark(device)
+        with self._cuda.on(self._stream):  # the caller's stream may still be writing weights, for example
+            self._cuda.after(begin, device)
+
+    def queue(self, make: Callable[[], Tensor]) -> Queued:
+        """Let ``make`` queue its work here; what it returns is not there yet."""
+        with self._cuda.on(self._stream):
+            tensor = make()
+            return Queued(tensor, self._cuda.mark(self._device))
+
+    def take(self, queued: Queued) -> Tensor:
+        """The tensor, for work that the caller queues from here on."""
+        self._cuda.after(queued.ready, self._device)
+        self._cuda.lend(queued.tensor, self._device)
+        return queued.tensor
+
+
 class VisionAhead(Generic[Item]):
     """Visual tokens [P, D] of each group, asked for in rising order, as ``prefill.VisualTokens``.
 
@@ -94,12 +125,9 @@ class VisionAhead(Generic[Item]):
     ) -> None:
         self._batches, self._encode, self._batch_groups, self._device = batches, encode, batch_groups, device
         self._cuda = cuda or streams_of(device)
-        self._stream = self._cuda.new_stream(device)
-        begin = self._cuda.mark(device)
-        with self._cuda.on(self._stream):  # the caller's stream may still be writing weights, for example
-            self._cuda.after(begin, device)
+        self._side = SideStream(device, self._cuda)
         self._num_queued = 0
-        self._waiting: dict[int, tuple[Tensor, Any]] = {}
+        self._waiting: dict[int, Queued] = {}
         self._reached: dict[int, Any] = {}
         self._current: tuple[int, Tensor] | None = None
 
@@ -115,13 +143,11 @@ class VisionAhead(Generic[Item]):
             raise ValueError("visual tokens that arrive are asked for in rising order")
         while self._num_queued <= batch + 1 and self._queue_next():
             pass
-        tokens_GPD, ready = self._waiting.pop(batch)
+        queued = self._waiting.pop(batch)
         for passed in [number for number in self._waiting if number < batch]:
             del self._waiting[passed]
         self._reached[batch] = self._cuda.mark(self._device)  # all that came before has been queued
-        self._cuda.after(ready, self._device)
-        self._cuda.lend(tokens_GPD, self._device)
-        return tokens_GPD
+        return self._side.take(queued)
 
     def _queue_next(self) -> bool:
         """Queue vision of one more batch; False where there is none."""
@@ -131,8 +157,6 @@ class VisionAhead(Generic[Item]):
         too_far = self._num_queued - BATCHES_AHEAD
         for passed in [number for number in self._reached if number <= too_far]:
             self._cuda.wait(self._reached.pop(passed))
-        with self._cuda.on(self._stream):
-            tokens_GPD = self._encode(frames)
-            self._waiting[self._num_queued] = (tokens_GPD, self._cuda.mark(self._device))
+        self._waiting[self._num_queued] = self._side.queue(lambda: self._encode(frames))
         self._num_queued += 1
         return True

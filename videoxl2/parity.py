@@ -28,14 +28,8 @@ from videoxl2.dts import reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import ChunkKV, rechunk, sparsify
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import (
-    MaskedPrefill,
-    PrefillResult,
-    embed_groups,
-    prefill_layout,
-    prefill_masked,
-    visibility_mask,
-)
+from videoxl2.masked_prefill import MaskedPrefill, prefill_masked, visibility_mask
+from videoxl2.prefill import PrefillResult, embed_groups, prefill_layout
 from videoxl2.preprocess import frames_to_pixels
 from videoxl2.recording import Recording, RecordingError, Selection, Tolerances
 from videoxl2.sampling import published_frame_indices, rewrite_clock_times

@@ -2,7 +2,7 @@
 
 Chunked prefill is the paper's: visual tokens of a block see the prefix, all earlier timestamps, a window of earlier
 blocks and their own block; timestamp tokens see everything before them. Block after block this is exactly the published
-single pass under a mask, which ``prefill_masked`` keeps as the reference. Blocks (the unit of sparse attention) and
+single pass under a mask, which ``masked_prefill`` keeps as the reference. Blocks (the unit of sparse attention) and
 chunks (the unit in which KV is handed out) are independent of each other.
 
 The mode ``bounded`` is ours: timestamp tokens see no more than visual tokens do, so that what a token sees (and with
@@ -30,7 +30,6 @@ from videoxl2.config import PrefillSettings
 from videoxl2.kv import ChunkKV, KVCache, KVLevel
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.rotary import RotaryTable
 from videoxl2.upload import put, put_numbers
 
 PASS_TOKENS = 2048
@@ -174,6 +173,83 @@ def prefill_pieces(
         yield from run.take_chunks()
 
 
+class ArrivingPrefill:
+    """Prefill of a video that is still being encoded: what has come runs through the layers while the rest is made.
+
+    Passes are those that ``prefill`` would make of the whole, so the KV is the same bit for bit. On a GPU they are
+    queued and not waited for, so that vision of later frames runs beside them when it has a stream of its own
+    (``overlap.VisionBeside``).
+    """
+
+    def __init__(
+        self,
+        model: PrefillModel,
+        settings: PrefillSettings | None = None,
+        chunk_groups: int = 6,
+        *,
+        expected_groups: int = 0,
+    ) -> None:
+        """``expected_groups``, where known, spares a growing cache its copies."""
+        self._model, self._settings = model, settings or PrefillSettings()
+        self._chunk_groups, self._expected_groups = chunk_groups, expected_groups
+        self._run: _SegmentRun | None = None
+        self._prefix: ChunkKV | None = None
+        self._visual: list[Tensor] = []
+        self._times_s: list[float] = []
+        self._time_ids: list[list[int]] = []
+        self._chunks: list[ChunkKV] = []
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that are complete so far."""
+        return len(self._chunks)
+
+    @torch.no_grad()
+    def add(self, visual_GPD: Tensor, group_times_s: Sequence[float]) -> None:
+        """Go on with frame groups [G, P, D] behind those before, and the time of each one's first frame.
+
+        Raises ``ContextOverflow`` where prefix and video do not fit into the context any more.
+        """
+        if len(group_times_s) != visual_GPD.shape[0]:
+            raise ValueError(f"{len(group_times_s)} times for {visual_GPD.shape[0]} frame groups")
+        if not group_times_s:
+            return
+        self._visual.extend(visual_GPD)
+        self._times_s.extend(group_times_s)
+        self._time_ids += [self._model.tokenizer.timestamp_ids(t_s) for t_s in group_times_s]
+        self._go_on(is_whole=False)
+
+    @torch.no_grad()
+    def finish(self) -> PrefillResult:
+        """The KV of the whole, when all groups have been added. Raises ``ValueError`` where there was none."""
+        if not self._visual:
+            raise ValueError("a video of no frame group has no KV")
+        self._go_on(is_whole=True)
+        assert self._prefix is not None
+        return PrefillResult(self._prefix.kv_LSKMDh, self._chunks, tuple(self._times_s), self._settings)
+
+    def _go_on(self, *, is_whole: bool) -> None:
+        decoder = self._model.language
+        layout = self._layout(self._time_ids)
+        if self._run is None:
+            missing = self._expected_groups - len(self._time_ids)
+            likely = self._layout([*self._time_ids, *[self._time_ids[-1]] * missing])
+            fits = likely.length <= (self._settings.max_tokens or decoder.spec.max_positions)
+            self._run = _SegmentRun(
+                decoder, likely if fits else layout, self._visual, self._settings, self._chunk_groups
+            )
+            _run_together(decoder, [self._run.prefix_pass()])
+            self._prefix = self._run.take_prefix()
+        self._run.extend(layout, is_whole=is_whole)
+        for step in self._run.video_passes():
+            _run_together(decoder, [step])
+            self._chunks.extend(self._run.take_chunks())
+        self._chunks.extend(self._run.take_chunks())  # the last, where its tokens ran before it was known to be
+
+    def _layout(self, time_ids: Sequence[Sequence[int]]) -> TokenLayout:
+        return TokenLayout.build(self._model.tokenizer.prefix_ids(), time_ids, self._visual[0].shape[0])
+
+
 def embed_groups(decoder: QwenDecoder, layout: TokenLayout, visual_GPD: VisualTokens, first: int, end: int) -> Tensor:
     """Input embeddings [T, D] of the groups [first, end): each group's timestamp text, then its visual tokens."""
     time_ids = layout.time_ids[first:end]
@@ -201,14 +277,30 @@ class _SegmentRun:
         chunk_groups: int,
     ) -> None:
         limit = settings.max_tokens
-        self._decoder, self._layout, self._visual_GPD, self._settings = decoder, layout, visual_GPD, settings
-        self._cache = KVCache(decoder.spec, layout.length, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        self._decoder, self._settings, self._chunk_groups = decoder, settings, chunk_groups
+        self._visual_GPD = visual_GPD
         num_kept = layout.visual_start + layout.num_time_tokens(layout.num_groups)
+        self._cache = KVCache(decoder.spec, layout.length, limit=limit, device=decoder.device, dtype=decoder.dtype)
         self._summary = KVCache(decoder.spec, num_kept, limit=limit, device=decoder.device, dtype=decoder.dtype)
         self._pending = _PendingKeys(decoder.spec.num_layers)
-        self._blocks = plan_chunks(layout.num_groups, settings.block_groups)
-        self._chunks = plan_chunks(layout.num_groups, chunk_groups)
-        self._num_taken = 0
+        self._num_blocks_done = self._num_taken = 0
+        self.extend(layout, is_whole=True)
+
+    def extend(self, layout: TokenLayout, *, is_whole: bool) -> None:
+        """The video goes on as far as ``layout``, which begins as the one before; ``is_whole``: and ends there.
+
+        Of a video that goes on only whole blocks run, in the passes that they would have in the whole, and only whole
+        chunks are handed out. Raises ``ContextOverflow`` where it does not fit any more.
+        """
+        self._cache.reserve(layout.length)
+        self._summary.reserve(layout.visual_start + layout.num_time_tokens(layout.num_groups))
+        self._layout, self._is_whole = layout, is_whole
+        self._blocks = self._runs_of(self._settings.block_groups)
+        self._chunks = self._runs_of(self._chunk_groups)
+
+    def _runs_of(self, size: int) -> list[tuple[int, int]]:
+        runs = plan_chunks(self._layout.num_groups, size)
+        return runs if self._is_whole else [(first, end) for first, end in runs if end - first == size]
 
     def prefix_pass(self) -> _Pass:
         """The text before the video."""
@@ -216,27 +308,27 @@ class _SegmentRun:
         return _Pass(embeds_TD, self._attention(self._layout.visual_start))
 
     def video_passes(self) -> Iterator[_Pass]:
-        """The video, a few blocks at a time; each must have run before the next is asked for."""
+        """What can run of the video, a few blocks at a time; each must have run before the next is asked for."""
         for first_block, end_block in self._plan_passes():
             blocks = self._blocks[first_block:end_block]
             first, end = blocks[0][0], blocks[-1][1]
             stop = self._layout.spans[end - 1].end
             attention = self._attention(stop)
-            back = len(self._blocks) if self._settings.mode == "plain" else self._settings.previous_blocks
-            indices = range(first_block, first_block + len(blocks))
-            windows = [self._blocks[max(0, index - back)][0] for index in indices]
+            back = end_block if self._settings.mode == "plain" else self._settings.previous_blocks
+            windows = [self._blocks[max(0, index - back)][0] for index in range(first_block, end_block)]
             attention.limit(self._layout, blocks, windows, self._settings)
             yield _Pass(embed_groups(self._decoder, self._layout, self._visual_GPD, first, end), attention)
+            self._num_blocks_done = end_block
 
     def _plan_passes(self) -> list[tuple[int, int]]:
-        """Blocks [first, end) of each pass."""
+        """Blocks [first, end) of each pass that has not run."""
         passes: list[tuple[int, int]] = []
-        first = tokens = 0
-        for index, block in enumerate(self._blocks):
+        first, tokens = self._num_blocks_done, 0
+        for index, block in enumerate(self._blocks[first:], start=first):
             start, stop = self._layout.token_span(*block)
             tokens += stop - start
             enough = max(PASS_TOKENS, min((stop - tokens) // 4, LONGEST_PASS_TOKENS))
-            if tokens >= enough or index + 1 == len(self._blocks):
+            if tokens >= enough or (self._is_whole and index + 1 == len(self._blocks)):
                 passes.append((first, index + 1))
                 first, tokens = index + 1, 0
         return passes
@@ -517,96 +609,3 @@ def _plan_full_view(positions: Sequence[int], pass_start: int, device: torch.dev
 
 def _between(kv: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
     return kv[0][:, :, start:stop], kv[1][:, :, start:stop]
-
-
-@dataclass(frozen=True, eq=False)
-class MaskedPrefill:
-    """Result of the reference pass: the video's KV, the suffix's, and hidden states [M, D] of every token of both."""
-
-    result: PrefillResult
-    hidden_MD: Tensor
-    suffix_kv_LSKMDh: Tensor
-
-
-@torch.no_grad()
-def prefill_masked(
-    decoder: QwenDecoder,
-    layout: TokenLayout,
-    visual_GPD: Tensor,
-    group_times_s: Sequence[float],
-    settings: PrefillSettings,
-    chunk_groups: int,
-    suffix_ids: Sequence[int] = (),
-) -> MaskedPrefill:
-    """The published form: one pass over everything under an M x M mask. Quadratic memory; for tests only."""
-    video_TD = embed_groups(decoder, layout, visual_GPD, 0, layout.num_groups)
-    embeds_MD = torch.cat((decoder.embed(layout.prefix_ids), video_TD, decoder.embed(tuple(suffix_ids))))
-    mask_MM = visibility_mask(layout, len(suffix_ids), settings).to(decoder.device)
-    attention = _MaskedAttention(decoder.rotary(0, len(embeds_MD)), mask_MM)
-    hidden_BMD = decoder.run(embeds_MD[None], attention)
-    kv_LSKMDh = torch.stack(attention.layers)
-    chunks: list[ChunkKV] = []
-    for first, end in plan_chunks(layout.num_groups, chunk_groups):
-        start, stop = layout.token_span(first, end)
-        chunk_kv = kv_LSKMDh[:, :, :, start:stop].contiguous()
-        chunks.append(ChunkKV(chunk_kv, layout.group_sizes(first, end), KVLevel.DENSE))
-    prefix_kv = kv_LSKMDh[:, :, :, : layout.visual_start].contiguous()
-    result = PrefillResult(prefix_kv, chunks, tuple(group_times_s), settings)
-    return MaskedPrefill(result, hidden_BMD[0], kv_LSKMDh[:, :, :, layout.length :])
-
-
-def visibility_mask(layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> Tensor:
-    """Boolean [M, M], True where row i may see column j, of a video and ``num_suffix`` tokens behind it.
-
-    Reference only.
-    """
-    tokens_M = torch.arange(layout.length + num_suffix)
-    return Visibility(layout, num_suffix, settings).mask(tokens_M, tokens_M)
-
-
-class Visibility:
-    """Who sees whom in a video and ``num_suffix`` tokens behind it: the published rules (section 4.1) or our bounded
-    ones."""
-
-    def __init__(self, layout: TokenLayout, num_suffix: int, settings: PrefillSettings) -> None:
-        self._settings = settings
-        self._block_M, self._group_M = torch.full((2, layout.length + num_suffix), -1)
-        self._is_time_M = torch.zeros(layout.length + num_suffix, dtype=torch.bool)
-        for group, span in enumerate(layout.spans):
-            self._block_M[span.start : span.end] = group // settings.block_groups
-            self._group_M[span.start : span.end] = group
-            self._is_time_M[span.start : span.time_end] = True
-        self._num_prefix = layout.visual_start
-
-    def mask(self, rows_T: Tensor, columns_C: Tensor) -> Tensor:
-        """Boolean [T, C], True where token ``rows_T[t]`` may see token ``columns_C[c]``."""
-        settings = self._settings
-        causal_TC = columns_C <= rows_T[:, None]
-        if settings.mode == "plain":
-            return causal_TC
-        block_T, block_C, is_time_C = self._block_M[rows_T], self._block_M[columns_C], self._is_time_M[columns_C]
-        is_video_T = block_T >= 0
-        in_window_TC = is_video_T[:, None] & (block_C >= block_T[:, None] - settings.previous_blocks) & (block_C >= 0)
-        sees_all_T = ~is_video_T if settings.mode == "bounded" else ~is_video_T | self._is_time_M[rows_T]
-        sees_time_TC = is_time_C.expand(causal_TC.shape)
-        if settings.mode == "bounded" and settings.timestamp_groups is not None:
-            window_first_T = (block_T - settings.previous_blocks).clamp(min=0) * settings.block_groups
-            sees_time_TC = is_time_C & (self._group_M[columns_C] >= window_first_T[:, None] - settings.timestamp_groups)
-        is_prefix_C = columns_C < self._num_prefix
-        return causal_TC & (is_prefix_C | sees_time_TC | sees_all_T[:, None] | in_window_TC)
-
-
-class _MaskedAttention:
-    """One pass under an explicit mask; keeps keys before rotation and values of every layer."""
-
-    def __init__(self, rotary: RotaryTable, mask_MM: Tensor) -> None:
-        self._rotary, self._mask_MM, self._reuse = rotary, mask_MM, BiasReuse()
-        self.layers: list[Tensor] = []
-
-    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
-        self.layers.append(torch.stack((k_BKTDh[0], v_BKTDh[0])))
-        self._keys, self._values = self._rotary.rotate(k_BKTDh), v_BKTDh
-
-    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
-        q = self._rotary.rotate(q_BNTDh)
-        return attend(q, self._keys, self._values, mask_TM=self._mask_MM, reuse=self._reuse)

@@ -21,8 +21,8 @@ from videoxl2.decode import published_dense_chunks
 from videoxl2.dts import reinterpret_groups
 from videoxl2.kv import ChunkKV, sparsify
 from videoxl2.layout import TokenLayout, plan_chunks
+from videoxl2.masked_prefill import prefill_masked, visibility_mask
 from videoxl2.model import VideoXL2
-from videoxl2.prefill import prefill_masked, visibility_mask
 from videoxl2.preprocess import frames_to_pixels
 from videoxl2.training.make_random_checkpoint import initialise
 from videoxl2.vision import resize_grid

@@ -16,16 +16,11 @@ from tests.parity.tolerances import BATCHED, CHUNKED
 from videoxl2 import prefill as prefill_module
 from videoxl2.attention import AttentionBackend
 from videoxl2.config import LanguageSpec, PrefillSettings
+from videoxl2.errors import ContextOverflow
 from videoxl2.language import QwenDecoder
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import (
-    PrefillResult,
-    prefill,
-    prefill_batch,
-    prefill_layout,
-    prefill_masked,
-    visibility_mask,
-)
+from videoxl2.masked_prefill import prefill_masked, visibility_mask
+from videoxl2.prefill import ArrivingPrefill, PrefillResult, prefill, prefill_batch, prefill_layout
 from videoxl2.training.make_random_checkpoint import initialise
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -107,6 +102,78 @@ def test_blocks_equal_one_masked_pass(
     masked = prefill_masked(decoder(), layout, visual, times, knobs, chunk_groups).result
     assert [chunk.groups for chunk in streamed.chunks] == [chunk.groups for chunk in masked.chunks]
     assert (joined(streamed) - joined(masked)).abs().max() <= CHUNKED
+
+
+class TimedModel:
+    """A decoder and a tokenizer whose timestamps grow with the time."""
+
+    def __init__(self) -> None:
+        self.language, self.tokenizer = decoder(), self
+
+    def prefix_ids(self) -> list[int]:
+        return [1, 2, 3]
+
+    def timestamp_ids(self, t_s: float) -> list[int]:
+        return [7, *(8 + int(digit) for digit in str(int(t_s)))]
+
+
+@SEEDED
+@given(
+    parts=st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any),
+    block_groups=st.integers(1, 4),
+    chunk_groups=st.integers(1, 6),
+    mode=st.sampled_from(["chunked", "bounded", "plain"]),
+    pass_tokens=st.integers(1, 60),
+    longest_pass=st.integers(1, 60),
+    expected_groups=st.integers(0, 40),
+)
+def test_a_video_that_arrives_in_parts_has_the_kv_of_the_whole_bit_for_bit(
+    parts: list[int],
+    block_groups: int,
+    chunk_groups: int,
+    mode: str,
+    pass_tokens: int,
+    longest_pass: int,
+    expected_groups: int,
+) -> None:
+    model, count = TimedModel(), sum(parts)
+    visual = torch.randn(count, 3, 24, generator=torch.Generator().manual_seed(count))
+    times = [3.0 * group for group in range(count)]
+    knobs = PrefillSettings.model_validate({"block_groups": block_groups, "previous_blocks": 1, "mode": mode})
+    with passes_of(pass_tokens, longest=longest_pass):
+        whole = prefill(model, visual, times, knobs, chunk_groups)
+        arriving = ArrivingPrefill(model, knobs, chunk_groups, expected_groups=expected_groups)
+        first = 0
+        for part in parts:
+            arriving.add(visual[first : first + part], times[first : first + part])
+            first += part
+        result = arriving.finish()
+    assert [chunk.groups for chunk in result.chunks] == [chunk.groups for chunk in whole.chunks]
+    assert torch.equal(joined(result), joined(whole))
+    assert (result.times, result.settings) == (whole.times, whole.settings)
+
+
+def test_what_has_arrived_runs_before_the_rest_is_there() -> None:
+    model = TimedModel()
+    visual = torch.randn(12, 3, 24, generator=torch.Generator().manual_seed(1))
+    with passes_of(1):
+        arriving = ArrivingPrefill(model, PrefillSettings(block_groups=2, previous_blocks=1), 3)
+        for group in range(0, 12, 4):
+            arriving.add(visual[group : group + 4], [float(group + i) for i in range(4)])
+            assert arriving.num_chunks == (group + 4) // 3
+        assert arriving.num_chunks == 4 and len(arriving.finish().chunks) == 4
+
+
+def test_a_video_that_grows_too_long_is_refused_when_it_does() -> None:
+    arriving = ArrivingPrefill(TimedModel(), PrefillSettings(max_tokens=40), 3, expected_groups=1000)
+    visual = torch.zeros(4, 3, 24)
+    arriving.add(visual, [0.0, 1.0, 2.0, 3.0])
+    with pytest.raises(ContextOverflow, match="40"):
+        arriving.add(visual, [4.0, 5.0, 6.0, 7.0])
+    with pytest.raises(ValueError, match="no frame group"):
+        ArrivingPrefill(TimedModel()).finish()
+    with pytest.raises(ValueError, match="1 times for 4"):
+        ArrivingPrefill(TimedModel()).add(visual, [0.0])
 
 
 @pytest.mark.parametrize("mode", ["chunked", "bounded", "plain"])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from videoxl2.config import PrefillSettings
 from videoxl2.layout import TokenLayout, plan_chunks
-from videoxl2.prefill import Visibility
+from videoxl2.masked_prefill import Visibility
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype
 
 
@@ -67,7 +67,7 @@ class VideoTiles:
         return VideoTiles(tuple(tiles.to(device) for tiles in self.sets), self.order_M.to(device))
 
     def attend(self, q_BNMDh: Tensor, k_BKMDh: Tensor, v_BKMDh: Tensor) -> Tensor:
-        """``attention.attend`` under ``prefill.visibility_mask``, [B, N, M, Dh]."""
+        """``attention.attend`` under ``masked_prefill.visibility_mask``, [B, N, M, Dh]."""
         found = [tiles.attend(q_BNMDh, k_BKMDh, v_BKMDh) for tiles in self.sets]
         return torch.cat(found, dim=2).index_select(2, self.order_M)
 

@@ -24,14 +24,18 @@ from indexers.testing import SimulatedCrash, make_video
 from indexers.token_file import TokensReader
 from pipeline.ask import sparse_tokens
 from pipeline.decode_worker import FrameBatch
-from pipeline.kept_tokens import StoredTokens
+from pipeline.kept_tokens import StoredTokens, prefill_settings
 from pipeline.kv_encoding import codec_settings
 from pipeline.kv_source import read_dense_chunk
-from pipeline.segment import SegmentBuilder
+from pipeline.segment import SegmentBuilder, SegmentEncoder
 from pipeline.tasks import VideoTask
 from tests.unit.pipeline.samples import START, tiny_recipe
+from tests.unit.videoxl2.fake_streams import FakeStreams
+from videoxl2 import overlap, prefill
 from videoxl2.kv import ChunkKV, KVLevel, kv_to_numpy, sparsify
 from videoxl2.kv_codec import error_bound
+from videoxl2.model import VideoXL2
+from videoxl2.preprocess import frames_to_pixels
 
 SIZE, EMBEDDING_DIM, VISUAL = 8, 4, 8
 RECIPE = tiny_recipe(segment_s=40.0, chunk_groups=3, embedding_dim=EMBEDDING_DIM)
@@ -52,12 +56,25 @@ class FakeModel:
             on_features(pixels_F3SS.mean(dim=(2, 3)))
         return torch.zeros(groups, VISUAL, 2)
 
-    def prefill(self, visual_GPD: Tensor, times_s: list[float], settings: Any, chunk_groups: int) -> Any:
+    def begin_prefill(self, settings: Any, chunk_groups: int, *, expected_groups: int) -> Any:
+        return FakePrefill(chunk_groups, expected_groups)
+
+
+class FakePrefill:
+    def __init__(self, chunk_groups: int, expected_groups: int) -> None:
+        assert expected_groups >= 0
+        self._chunk_groups = chunk_groups
+        self._times_s: list[float] = []
+
+    def add(self, visual_GPD: Tensor, times_s: list[float]) -> None:
         assert visual_GPD.shape[0] == len(times_s)
-        sizes = [(len(f"{time_s:.1f}"), VISUAL) for time_s in times_s]
+        self._times_s += times_s
+
+    def finish(self) -> Any:
+        sizes = [(len(f"{time_s:.1f}"), VISUAL) for time_s in self._times_s]
         chunks = []
-        for first in range(0, len(sizes), chunk_groups):
-            groups = tuple(sizes[first : first + chunk_groups])
+        for first in range(0, len(sizes), self._chunk_groups):
+            groups = tuple(sizes[first : first + self._chunk_groups])
             tokens = sum(map(sum, groups))
             kv = torch.arange(2 * 2 * 1 * tokens * 2, dtype=torch.float32).view(2, 2, 1, tokens, 2) + first
             chunks.append(ChunkKV(kv, groups, KVLevel.DENSE))
@@ -337,3 +354,72 @@ def test_killed_between_its_files_a_segment_leaves_orphans_and_is_written_again(
         assert store.insert_segment(rows) and missing_kv(store) == []
         (tmp_path / rows.segment["tokens_path"]).unlink()
         assert [row.segment_id for row in missing_kv(store)] == [segment.segment_id]
+
+
+def batches_of(num_frames: int, size: int, batch: int) -> list[FrameBatch]:
+    rng = np.random.default_rng(2)
+    return [
+        FrameBatch(
+            segment_index=0,
+            first_frame_index_in_segment=first,
+            pixels_u8_FHWC=rng.integers(0, 256, (min(batch, num_frames - first), size, size, 3), dtype=np.uint8),
+            embed_u8_FHWC=None,
+            times_s=[float(second) for second in range(first, min(first + batch, num_frames))],
+            motion=[0.0] * min(batch, num_frames - first),
+            thumbnails=[],
+            is_segment_end=first + batch >= num_frames,
+        )
+        for first in range(0, num_frames, batch)
+    ]
+
+
+def test_vision_of_later_frames_is_queued_while_the_language_model_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a GPU's streams stood in for: the host never waits, no tokens are used before they are there, same KV."""
+    monkeypatch.setattr(prefill, "PASS_TOKENS", 300)  # of the small model this is two blocks
+    tiny_model = VideoXL2.from_pretrained("tiny")
+    recipe, size = tiny_recipe(chunk_groups=3), tiny_model.spec.vision.image_size
+    batches = batches_of(54, size, 8)
+    visual = torch.cat([tiny_model.encode_frames(frames_to_pixels(batch.pixels_u8_FHWC, size)) for batch in batches])
+    times = [time_s for batch in batches for time_s in batch.times_s][::4]
+    expected = tiny_model.prefill(visual, times, prefill_settings(recipe), 3).chunks
+
+    streams, numbers, real = FakeStreams(), iter(range(100)), tiny_model.encode_frames
+    monkeypatch.setattr(overlap, "streams_of", lambda device: streams)
+    monkeypatch.setattr(
+        tiny_model, "encode_frames", lambda *pixels, **options: streams.deferred(next(numbers), real(*pixels))
+    )
+    passes = prefill._run_together
+    monkeypatch.setattr(
+        prefill, "_run_together", lambda *given: (passes(*given), streams.log.append(("language", len(streams.log))))
+    )
+    encoder = SegmentEncoder(tiny_model, recipe, expected_s=54.0)
+    for batch in batches:
+        encoder.add(batch)
+    found = encoder.prefill()
+    assert len(found) == len(expected) == 5
+    assert all(torch.equal(ours.kv_LSKMDh, its.kv_LSKMDh) for ours, its in zip(found, expected, strict=True))
+    assert torch.equal(encoder.visual_GPD, visual)
+    order = [what for what, _ in streams.log if what in ("vision", "language", "host waits")]
+    assert "host waits" not in order
+    assert order.count("vision") == 7 and order.count("language") == 3  # the prefix, what is whole, the rest
+    assert order.index("language") < len(order) - 1 - order[::-1].index("vision"), "before the last batch has come"
+    assert encoder.language_s() > 0
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "segment_s", "expected"), [(500.0, 40.0, 10), (70.0, 40.0, 8), (30.0, 40.0, 0), (90.0, None, 23)]
+)
+def test_room_is_made_for_what_the_probe_promises(
+    monkeypatch: pytest.MonkeyPatch, duration_s: float, segment_s: float | None, expected: int
+) -> None:
+    seen: list[int] = []
+
+    def begin(self: FakeModel, settings: Any, chunk_groups: int, *, expected_groups: int) -> FakePrefill:
+        seen.append(expected_groups)
+        return FakePrefill(chunk_groups, expected_groups)
+
+    monkeypatch.setattr(FakeModel, "begin_prefill", begin)
+    build(8, duration_s=duration_s, segment_s=segment_s)
+    assert seen == [expected]

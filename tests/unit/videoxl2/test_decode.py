@@ -10,8 +10,9 @@ from videoxl2.decode import HeaderIds, assemble_cache, generate, select_levels
 from videoxl2.errors import ContextOverflow, KVLayoutError
 from videoxl2.kv import ChunkKV, KVLevel, sparsify
 from videoxl2.language import QwenDecoder
+from videoxl2.masked_prefill import prefill_masked
 from videoxl2.model import VideoXL2
-from videoxl2.prefill import PrefillResult, prefill_masked, video_layout
+from videoxl2.prefill import PrefillResult, video_layout
 
 QUESTION = "What happens at the gate?"
 DESCRIBE = "Describe what happens."

@@ -19,7 +19,7 @@ from videoxl2.flops import (
     vision_flops_per_frame,
 )
 from videoxl2.layout import TokenLayout
-from videoxl2.prefill import visibility_mask
+from videoxl2.masked_prefill import visibility_mask
 
 SPEC = ModelSpec.from_config(PUBLISHED)
 

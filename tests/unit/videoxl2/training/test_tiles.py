@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from videoxl2.attention import attend
 from videoxl2.config import PrefillSettings
 from videoxl2.layout import TokenLayout
-from videoxl2.prefill import visibility_mask
+from videoxl2.masked_prefill import visibility_mask
 from videoxl2.training.tiles import tile_video
 
 
