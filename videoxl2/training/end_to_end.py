@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from videoxl2.model import VideoXL2
 from videoxl2.preprocess import frames_to_pixels
 from videoxl2.tokenizer import Tokenizer
-from videoxl2.training.dialogues import CachedClip, StretchSettings, questions_about, random_stretch
+from videoxl2.training.dialogues import CachedClip, StretchSettings, random_stretch
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.feature_cache import first_frame
 from videoxl2.training.recordings import Recording
@@ -30,8 +30,8 @@ from videoxl2.training.stage_language import (
     LanguageSettings,
     answer_accuracy,
     dialogue_losses,
-    make_dialogue,
     mean_losses,
+    random_dialogue,
 )
 from videoxl2.training.stage_perception import Prefetcher, clip_paths
 from videoxl2.training.trainer import TrainSettings, fit
@@ -92,12 +92,11 @@ class PictureFeed:
         found: list[PixelDialogue] = []
         while len(found) < settings.samples:
             stretch = random_stretch(self._clips, StretchSettings(settings.groups), rng)
-            asked = questions_about(stretch, int(rng.integers(1 << 30)), settings.per_kind, settings.questions)
-            if not asked:
+            sample = random_dialogue(self._tokenizer, stretch, settings, rng)
+            if sample is None:
                 continue
             frames = [self._frames(cut.clip, cut.first, cut.end) for cut in stretch.cuts]
-            pixels_F3SS = frames_to_pixels(np.concatenate(frames), image_size)
-            found.append(PixelDialogue(pixels_F3SS, make_dialogue(self._tokenizer, stretch, asked, settings, rng)))
+            found.append(PixelDialogue(frames_to_pixels(np.concatenate(frames), image_size), sample))
         return found
 
     def _frames(self, clip: int, first: int, end: int) -> np.ndarray:

@@ -48,6 +48,8 @@ _CHUNK_GROUPS, _COMPRESSION = 6, 4
 _MOST_EVIDENCE = 0.6
 """Where more of a video than this is evidence, looking at the right place means nothing."""
 _CHECK_SEED, _LENGTHS_SEED = 999, 11
+_DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
+"""Levels of samples: the share of dense chunks is drawn from so far to so far, and how often none and the ends are."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def make_dialogue(
     questions: Sequence[QA],
     settings: LanguageSettings,
     rng: np.random.Generator,
+    levels: Sequence[bool] | None = None,
 ) -> Dialogue:
-    """Tokens, masks and positions of a sample."""
+    """Tokens, masks and positions of a sample; ``levels`` says of each chunk whether it is dense, None: all are."""
     prefix = tokenizer.prefix_ids()
     P = stretch.visual_GPD.shape[1]
     layout = TokenLayout.build(prefix, [tokenizer.timestamp_ids(t) for t in stretch.times_s], P)
@@ -130,7 +133,7 @@ def make_dialogue(
         for cut in rng.choice(starts, int(rng.integers(1, 4))):
             gaps[cut:] += int(rng.integers(0, total // 3 + 1))
     positions_M = np.arange(M) + gaps
-    pool = _random_pooling(layout, rng) if rng.random() < settings.pooled else None
+    pool = None if levels is None else _pooling(layout, levels)
     kept = np.arange(M) if pool is None else pool.token_CJ[:, 0].numpy()
     cache_positions = np.arange(len(kept)) + (gaps[kept] if rng.random() < 0.5 else 0)
     next_position = int(cache_positions[-1]) + 1
@@ -180,6 +183,18 @@ def make_dialogue(
     )
 
 
+def random_dialogue(
+    tokenizer: Tokenizer, stretch: Stretch, settings: LanguageSettings, rng: np.random.Generator
+) -> Dialogue | None:
+    """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
+    groups = len(stretch.times_s)
+    levels = random_levels(groups, rng) if rng.random() < settings.pooled else None
+    dense_G = None if levels is None else dense_groups(groups, levels)
+    seed = int(rng.integers(1 << 30))
+    asked = questions_about(stretch, seed, settings.per_kind, settings.questions, dense_G=dense_G)
+    return make_dialogue(tokenizer, stretch, asked, settings, rng, levels) if asked else None
+
+
 def _looks(
     item: QA, seen_G: np.ndarray, answer: Sequence[int], tokenizer: Tokenizer
 ) -> list[tuple[int, np.ndarray, float]]:
@@ -206,16 +221,31 @@ def _groups_of_tokens(layout: TokenLayout) -> np.ndarray:
     return group_M
 
 
-def _random_pooling(layout: TokenLayout, rng: np.random.Generator) -> Pooling:
-    """Random levels: every chunk stays dense or is pooled as ``sparsify`` does."""
+def random_levels(num_groups: int, rng: np.random.Generator) -> list[bool]:
+    """Which chunks are dense, as ``select_levels`` leaves it: a few, some times the ends too, some times none."""
+    num_chunks = len(plan_chunks(num_groups, _CHUNK_GROUPS))
+    if rng.random() < _NONE_DENSE:
+        return [False] * num_chunks
+    number = max(1, round(float(rng.uniform(*_DENSE_SHARE)) * num_chunks))
+    dense = set(rng.choice(num_chunks, min(number, num_chunks), replace=False).tolist())
+    if rng.random() < _ENDS_DENSE:
+        dense |= {0, num_chunks - 1}
+    return [chunk in dense for chunk in range(num_chunks)]
+
+
+def dense_groups(num_groups: int, levels: Sequence[bool]) -> np.ndarray:
+    """Which frame groups [G] the dense chunks hold."""
+    dense_G = np.zeros(num_groups, np.bool_)
+    for (first, end), dense in zip(plan_chunks(num_groups, _CHUNK_GROUPS), levels, strict=True):
+        dense_G[first:end] = dense
+    return dense_G
+
+
+def _pooling(layout: TokenLayout, levels: Sequence[bool]) -> Pooling:
+    """Every chunk stays dense or is pooled as ``sparsify`` does."""
     chunks = plan_chunks(layout.num_groups, _CHUNK_GROUPS)
-    share = rng.uniform(0.05, 1.0)
-    ends = (0, len(chunks) - 1) if rng.random() < 0.5 else ()
-    is_dense = [rng.random() < share or number in ends for number in range(len(chunks))]
-    if rng.random() < 0.15:
-        is_dense = [False] * len(chunks)
     starts, lengths = [torch.arange(layout.visual_start)], [torch.ones(layout.visual_start)]
-    for (first, end), dense in zip(chunks, is_dense, strict=True):
+    for (first, end), dense in zip(chunks, levels, strict=True):
         step = 1 if dense else _COMPRESSION
         for span in layout.spans[first:end]:
             time, visual = (
@@ -371,9 +401,9 @@ class DialogueFeed:
         while len(found) < settings.samples:
             wanted = StretchSettings((int(lengths.choice(settings.groups)),))
             stretch = random_stretch(self._clips, wanted, rng)
-            asked = questions_about(stretch, int(rng.integers(1 << 30)), settings.per_kind, settings.questions)
-            if asked:
-                found.append(make_dialogue(self._tokenizer, stretch, asked, settings, rng))
+            sample = random_dialogue(self._tokenizer, stretch, settings, rng)
+            if sample is not None:
+                found.append(sample)
         return found
 
     def get(self, step: int) -> list[Dialogue]:

@@ -17,7 +17,7 @@ from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
 from videoxl2.tokenizer import Tokenizer
-from videoxl2.training.dialogues import CachedClip, Stretch, evidence_groups, join_facts
+from videoxl2.training.dialogues import CachedClip, Stretch, evidence_groups, join_facts, questions_about
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.questions import QA
@@ -25,9 +25,11 @@ from videoxl2.training.recordings import Recording
 from videoxl2.training.stage_language import (
     DialogueFeed,
     LanguageSettings,
+    dense_groups,
     dialogue_losses,
     grounded_layers,
     make_dialogue,
+    random_levels,
     read_dialogue,
 )
 
@@ -73,7 +75,7 @@ def logits_by_inference(model: VideoXL2, stretch: Stretch, dense: set[int] | Non
 def test_dense_samples_equal_inference(num_groups: int) -> None:
     model = tiny_model()
     stretch = stretch_of(num_groups, model.spec.language)
-    settings = LanguageSettings(skip=0.0, pooled=0.0)
+    settings = LanguageSettings(skip=0.0)
     sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0))
     with torch.no_grad():
         trained = read_dialogue(model.language, sample).logits_AV
@@ -85,10 +87,12 @@ def test_dense_samples_equal_inference(num_groups: int) -> None:
 def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
     model = tiny_model()
     stretch = stretch_of(23, model.spec.language)
-    settings = LanguageSettings(skip=0.0, pooled=1.0)
+    settings = LanguageSettings(skip=0.0)
     seen = set()
     for seed in range(12):
-        sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        levels = random_levels(23, rng)
+        sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, rng, levels)
         pool = sample.pool
         assert pool is not None
         starts = [sample.layout.spans[6 * chunk].time_end for chunk in range(4)]
@@ -97,12 +101,50 @@ def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
             for chunk, start in enumerate(starts)
             if bool((pool.weight_CJ[pool.token_CJ[:, 0] == start, 0] == 1.0).any())
         }
+        assert dense == {chunk for chunk, is_dense in enumerate(levels) if is_dense}
         seen.add(frozenset(dense))
         with torch.no_grad():
             trained = read_dialogue(model.language, sample).logits_AV
             expected = logits_by_inference(model, stretch, dense)
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
     assert len(seen) > 3
+
+
+def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
+    rng = np.random.default_rng(0)
+    for num_groups in (1, 6, 7, 150):
+        drawn = [random_levels(num_groups, rng) for _ in range(200)]
+        assert {len(levels) for levels in drawn} == {-(-num_groups // 6)}
+        shares = [sum(levels) / len(levels) for levels in drawn]
+        assert 0.05 < shares.count(0.0) / 200 < 0.25
+        if num_groups == 150:
+            assert max(shares) <= 0.6 and len(set(shares)) > 8
+    assert np.flatnonzero(dense_groups(14, [True, False, True])).tolist() == [0, 1, 2, 3, 4, 5, 12, 13]
+
+
+def test_questions_follow_the_dense_chunks_and_what_does_not_happen_is_asked_as_often() -> None:
+    """One person walks during the first chunk, another during the third; only the first one's stays dense."""
+    spec = tiny_model().spec.language
+    people = tuple(
+        ObjectFact(name, "person", {"shirt": shirt, "trousers": "black"}, ((start, start + 24.0),), (), True)
+        for name, shirt, start in (("a", "red", 0.0), ("b", "blue", 48.0))
+    )
+    stretch = dataclasses.replace(stretch_of(18, spec), facts=Facts("street", 0.0, 72.0, people, ()))
+    asked: dict[bool, list[QA]] = {}
+    for told in (False, True):
+        dense_G = dense_groups(18, [True, False, False]) if told else None
+        asked[told] = [qa for seed in range(300) for qa in questions_about(stretch, seed, 4, 2, dense_G=dense_G)]
+
+    def share_first(items: list[QA]) -> float:
+        own = [qa.evidence_ids == ("a",) for qa in items if qa.evidence_ids in (("a",), ("b",))]
+        return sum(own) / len(own)
+
+    def share_yes(items: list[QA]) -> float:
+        answers = [qa.answer for qa in items if qa.kind == "exists"]
+        return answers.count("yes") / len(answers)
+
+    assert share_first(asked[True]) > 0.7 > 0.6 > share_first(asked[False])
+    assert abs(share_yes(asked[True]) - share_yes(asked[False])) < 0.1
 
 
 def test_gradients_reach_every_parameter_of_the_decoder() -> None:
@@ -113,8 +155,9 @@ def test_gradients_reach_every_parameter_of_the_decoder() -> None:
         model.tokenizer,
         stretch_of(8, model.spec.language),
         QUESTIONS,
-        LanguageSettings(pooled=1.0),
+        LanguageSettings(),
         np.random.default_rng(1),
+        [True, False],
     )
     read_dialogue(model.language, sample).logits_AV.square().mean().backward()
     missing = [name for name, p in model.language.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -169,9 +212,7 @@ def test_grounding_is_the_attention_that_falls_on_the_evidence(monkeypatch: pyte
     decoder = model.language
     stretch = street_with_a_runner(12, decoder.spec)
     item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
-    sample = make_dialogue(
-        model.tokenizer, stretch, [item], LanguageSettings(skip=0.0, pooled=0.0), np.random.default_rng(0)
-    )
+    sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0), np.random.default_rng(0))
     with torch.no_grad():
         misses = read_dialogue(decoder, sample, grounded=True).misses
         visual = torch.from_numpy(stretch.visual_GPD).float()
@@ -196,7 +237,7 @@ def test_grounding_is_the_attention_that_falls_on_the_evidence(monkeypatch: pyte
 def test_grounding_teaches_the_told_heads_to_look() -> None:
     model = tiny_model()
     decoder = model.language.train()
-    settings = LanguageSettings(skip=0.0, pooled=0.0, grounding_weight=1.0)
+    settings = LanguageSettings(skip=0.0, grounding_weight=1.0)
     item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
     sample = make_dialogue(
         model.tokenizer, street_with_a_runner(12, decoder.spec), [item], settings, np.random.default_rng(0)
@@ -217,7 +258,7 @@ def test_grounding_teaches_the_told_heads_to_look() -> None:
 def test_nobody_is_told_where_to_look_for_what_is_not_there() -> None:
     model = tiny_model()
     item = QA("exists", "Is there a dog?", "no", (), None, ())
-    settings = LanguageSettings(pooled=1.0, grounding_weight=1.0)
+    settings = LanguageSettings(grounding_weight=1.0)
     sample = make_dialogue(
         model.tokenizer, street_with_a_runner(12, model.spec.language), [item], settings, np.random.default_rng(0)
     )
@@ -231,7 +272,7 @@ def test_a_time_is_read_off_both_ends_of_the_evidence() -> None:
     stretch = street_with_a_runner(12, model.spec.language)
     item = QA("when", "When does a person run? Answer in seconds.", "13 to 21 seconds", (), (13.0, 21.0), ("event-0",))
     rng = np.random.default_rng(0)
-    sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0, pooled=0.0), rng)
+    sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0), rng)
     answer = [*model.tokenizer.encode(item.answer), model.tokenizer.token_id("<|im_end|>")]
     told = sample.target_T[sample.ask_E].tolist()
     assert told == answer[:-1]
