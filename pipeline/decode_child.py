@@ -10,7 +10,6 @@ been probed.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -29,8 +28,8 @@ from pipeline.decode_protocol import DecodeRequest, FrameBatch, Message, batch_m
 from pipeline.errors import MediaError
 from pipeline.frames import FrameSampler, SampledFrame
 from pipeline.probe import MediaProbe, probe
+from videoxl2.processes import end_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _BATCHES_AHEAD = 2
 _SIGN_OF_LIFE_S = 1.0
 _MAX_NOISE_BYTES = 4 << 20
@@ -38,7 +37,8 @@ _MAX_NOISE_BYTES = 4 << 20
 
 def main() -> None:
     request_fd, event_fd, parent_pid = (int(text) for text in sys.argv[1:4])
-    _end_with_parent(parent_pid)
+    _leave_no_core()
+    end_with_parent(parent_pid)
     while True:
         try:
             message = decode(lambda count: _read_exactly(request_fd, count))
@@ -47,16 +47,12 @@ def main() -> None:
         _serve(message.fields, event_fd)
 
 
-def _end_with_parent(parent_pid: int) -> None:
-    """On Linux the kernel ends this process with its parent, even inside a C library that never returns."""
+def _leave_no_core() -> None:
+    """A library that crashes on a bad file leaves no dump of this process."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if os.getppid() != parent_pid:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _serve(fields: dict[str, Any], event_fd: int) -> None:

@@ -11,10 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +43,7 @@ from jobs.evaluation.records import (
 )
 from jobs.evaluation.twice import choose_long_questions, plan_long_files
 from pipeline.errors import ConfigError, StageError, UsageError
+from videoxl2.processes import process_pool
 
 if TYPE_CHECKING:
     from indexers.records import VideoRow
@@ -185,7 +184,7 @@ def render(folder: Path, scenes: Sequence[Scene], workers: int | None = None) ->
         made = (render_file(folder, scenes[index]) for index in order)
         found = {index: (video.key, known) for index, (video, known) in zip(order, made, strict=True)}
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with process_pool(workers) as pool:
             parts = pool.map(render_file, [folder] * len(order), [scenes[index] for index in order])
             found = {index: (video.key, known) for index, (video, known) in zip(order, parts, strict=True)}
     facts = dict(found[index] for index in range(len(scenes)))

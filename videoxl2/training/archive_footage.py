@@ -12,17 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from videoxl2.processes import process_pool
 from videoxl2.training.conditions import random_conditions
 from videoxl2.training.facts import Facts, Watch, facts_of, owned_places
 from videoxl2.training.footage import RenderedVideo, count_pixels, footage_key, import_av, label
@@ -143,7 +142,7 @@ def render_archive(
                 on_progress(video.key, len(videos), len(scenes))
 
     if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with process_pool(workers) as pool:
             collect(pool.map(render_file, [root] * len(scenes), scenes))
     else:
         collect(render_file(root, scene) for scene in scenes)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from videoxl2.processes import process_pool
 from videoxl2.training.facts import Facts, Watch, facts_of, watch_pixels
 from videoxl2.training.render import Renderer
 from videoxl2.training.samples import GRID, actor_labels, cell_owners, clip_scene, compressed
@@ -173,7 +172,7 @@ def record_many(
             if on_progress is not None:
                 on_progress(number)
         return len(jobs)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         for number, _ in enumerate(pool.map(_record_one, jobs, chunksize=4), start=1):
             if on_progress is not None:
                 on_progress(number)
