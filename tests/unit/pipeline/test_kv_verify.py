@@ -17,20 +17,16 @@ from indexers.testing import make_video
 from pipeline import kv_verify
 from pipeline.config import Settings
 from pipeline.errors import EvidenceUnavailable, UsageError
+from pipeline.kv_compare import KVDifference, is_same_kv, kv_difference, pooled_excess, probe_difference
 from pipeline.kv_encoding import codec_settings, encoding_of
 from pipeline.kv_stats import kv_stats
 from pipeline.kv_verify import (
     FAILED,
     NOT_VERIFIABLE,
     TOKEN_TOLERANCE,
-    KVDifference,
     SegmentVerdict,
     certificate_digest,
     codec_figures,
-    is_same_kv,
-    kv_difference,
-    pooled_excess,
-    probe_difference,
     verify,
     verify_segment,
 )
