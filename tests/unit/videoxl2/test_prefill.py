@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from videoxl2 import prefill as prefill_module
+from videoxl2 import prefill_attention
 from videoxl2.config import PrefillSettings
 from videoxl2.errors import ContextOverflow
 from videoxl2.language import QwenDecoder
@@ -59,7 +60,7 @@ def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeyp
     blocks: list[tuple[int, int, int]] = []
     full_view: list[tuple[int, int, int]] = []
     commons: list[tuple[int, int]] = []
-    real_parts, real_part = prefill_module.attend_parts, prefill_module.attend_part
+    real_parts, real_part = prefill_attention.attend_parts, prefill_attention.attend_part
 
     def recorded_parts(
         q: torch.Tensor,
@@ -77,8 +78,8 @@ def test_work_per_row_does_not_grow_with_the_video(tiny_model: VideoXL2, monkeyp
         commons.append((q.shape[2], k.shape[2]))
         return real_part(q, k, v, **options)
 
-    monkeypatch.setattr(prefill_module, "attend_parts", recorded_parts)
-    monkeypatch.setattr(prefill_module, "attend_part", recorded_part)
+    monkeypatch.setattr(prefill_attention, "attend_parts", recorded_parts)
+    monkeypatch.setattr(prefill_attention, "attend_part", recorded_part)
     groups, settings = 30, PrefillSettings(block_groups=2, previous_blocks=1)
     visual = visual_tokens(tiny_model, groups)
     layout = video_layout(tiny_model.tokenizer, [4.0 * g for g in range(groups)], visual)
@@ -109,7 +110,7 @@ def test_passes_of_a_long_video_are_longer_and_their_masks_are_not(
     masked: list[tuple[int, int]] = []
     monkeypatch.setattr(prefill_module, "PASS_TOKENS", 100)
     monkeypatch.setattr(prefill_module, "LONGEST_PASS_TOKENS", 400)
-    run, parts = tiny_model.language.run_keys_values, prefill_module.attend_parts
+    run, parts = tiny_model.language.run_keys_values, prefill_attention.attend_parts
     monkeypatch.setattr(
         tiny_model.language, "run_keys_values", lambda x, attention: (lengths.append(x.shape[1]), run(x, attention))[1]
     )
@@ -118,7 +119,7 @@ def test_passes_of_a_long_video_are_longer_and_their_masks_are_not(
         masked.append((mask.shape[0], mask.shape[1]))
         return parts(q, seen, own, mask, **options)
 
-    monkeypatch.setattr(prefill_module, "attend_parts", recorded)
+    monkeypatch.setattr(prefill_attention, "attend_parts", recorded)
     tiny_model.prefill(visual_tokens(tiny_model, 80), [0.0] * 80, PrefillSettings(block_groups=1, previous_blocks=1))
     per_group = tiny_model.spec.tokens_per_group + 2
     assert lengths[1] < 100 + per_group and 400 <= max(lengths) < 400 + per_group
