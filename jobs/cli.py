@@ -462,6 +462,9 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, metavar="N", help="footage, features: training clips. [default: 8000; all]"),
     ] = None,
+    clip_minutes: Annotated[
+        int, typer.Option(min=1, max=30, metavar="M", help="footage: minutes of each clip that is recorded now.")
+    ] = 1,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that render, threads that read.")] = 1,
     processes: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share a training stage.")] = 1,
     config: Annotated[
@@ -495,6 +498,7 @@ def train(
             steps=steps,
             minutes=minutes,
             clips=clips,
+            clip_minutes=clip_minutes,
             workers=workers,
             processes=processes,
             config=config,

@@ -69,26 +69,33 @@ class Stretch:
 
 @dataclass(frozen=True)
 class StretchSettings:
-    """How long stretches are (in groups) and how they are cut."""
+    """How long stretches are (in groups) and how they are cut.
+
+    A window is as long as stretch and clip allow in ``whole`` of cases, else it has 2 to ``longest_window`` groups.
+    """
 
     groups: tuple[int, ...]
     longest_window: int = 14
+    whole: float = 0.5
     late_start: float = 0.35
     gap: float = 0.15
 
 
 def random_stretch(clips: Sequence[CachedClip], settings: StretchSettings, rng: np.random.Generator) -> Stretch:
-    """A stretch of one of the lengths of ``settings``."""
+    """A stretch of one of the lengths of ``settings``; clips are taken as often as they are long."""
     wanted = int(settings.groups[int(rng.integers(len(settings.groups)))])
     offset_s = GROUP_S * int(rng.integers(1, 900)) if rng.random() < settings.late_start else 0.0
     visual: list[NDArray[np.float16]] = []
     times: list[float] = []
     parts: list[Facts] = []
     cuts: list[Cut] = []
+    ends = np.cumsum([clip.num_groups for clip in clips])
     while len(times) < wanted:
-        number = int(rng.integers(len(clips)))
+        number = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
         clip = clips[number]
-        length = min(wanted - len(times), int(rng.integers(2, settings.longest_window + 1)), clip.num_groups)
+        length = min(wanted - len(times), clip.num_groups)
+        if rng.random() >= settings.whole:
+            length = min(length, int(rng.integers(2, settings.longest_window + 1)))
         first = int(rng.integers(clip.num_groups - length + 1))
         start_s = times[-1] + GROUP_S if times else offset_s
         if times and rng.random() < settings.gap:

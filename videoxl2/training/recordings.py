@@ -25,14 +25,14 @@ from videoxl2.training.samples import GRID, actor_labels, cell_owners, clip_scen
 from videoxl2.training.scene import Scene
 from videoxl2.training.splits import Split
 
-CLIP_S = 60.0
+CLIP_S = 60
 _STORED_QUALITY = 92
 _H264_LIKE = (38, 88)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recorded clip, one picture per second.
+    """One recorded clip, one picture per second but for the last of its scene.
 
     ``owners_FYX`` is 0 for background, i + 1 for actor i; ``actors_F5A`` gives kind, colour, trousers, motion and
     action of owner a at frame f (column 0 is the background) as numbers of ``samples.CELL_*``.
@@ -52,7 +52,7 @@ class Recording:
 
     def scene(self) -> Scene:
         """The scene that was recorded."""
-        return clip_scene(self.seed, self.split, self.image_size, CLIP_S)
+        return clip_scene(self.seed, self.split, self.image_size, float(self.num_frames + 1))
 
     def frames(self, first: int, end: int) -> NDArray[np.uint8]:
         """Pictures [F, S, S, 3] of frames [first, end)."""
@@ -120,16 +120,18 @@ class Recording:
             )
 
 
-def record(seed: int, split: Split = "train", image_size: int = 208, grid: int = GRID) -> Recording:
-    """Render the clip of a seed: ``CLIP_S`` seconds at one picture per second, from a random fraction of a second.
+def record(
+    seed: int, split: Split = "train", image_size: int = 208, grid: int = GRID, seconds: int = CLIP_S
+) -> Recording:
+    """Render the clip of a seed: ``seconds`` at one picture per second, from a random fraction of a second.
 
     ``image_size`` is the side of the pictures in pixels, ``grid`` that of the labels in cells.
     """
-    scene = clip_scene(seed, split, image_size, CLIP_S)
+    scene = clip_scene(seed, split, image_size, float(seconds))
     rng = np.random.default_rng([seed, 67])
     renderer, num = Renderer(scene), len(scene.actors)
     quality = int(rng.integers(*_H264_LIKE))
-    times = float(rng.random()) * 0.9 + np.arange(int(CLIP_S) - 1, dtype=np.float64)
+    times = float(rng.random()) * 0.9 + np.arange(seconds - 1, dtype=np.float64)
     jpegs: list[bytes] = []
     pixels: list[NDArray[np.uint8]] = []
     owners = np.zeros((len(times), grid, grid), np.uint8)
@@ -159,13 +161,17 @@ def record_many(
     *,
     image_size: int = 208,
     grid: int = GRID,
+    seconds: int = CLIP_S,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Record the clips of ``seeds`` that the folder lacks, in ``workers`` processes; gives how many were recorded."""
+    """Record the clips of ``seeds`` that the folder lacks, in ``workers`` processes; gives how many were recorded.
+
+    Those that it has may be of another length.
+    """
     (folder / split).mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not recording_path(folder, split, seed).exists()]
-    jobs = [(folder, split, seed, image_size, grid) for seed in missing]
+    jobs = [(folder, split, seed, image_size, grid, seconds) for seed in missing]
     if workers == 1 or len(jobs) < 2:
         for number, job in enumerate(jobs, start=1):
             _record_one(job)
@@ -173,7 +179,7 @@ def record_many(
                 on_progress(number)
         return len(jobs)
     with process_pool(workers) as pool:
-        for number, _ in enumerate(pool.map(_record_one, jobs, chunksize=4), start=1):
+        for number, _ in enumerate(pool.map(_record_one, jobs, chunksize=4 if seconds <= CLIP_S else 1), start=1):
             if on_progress is not None:
                 on_progress(number)
     return len(missing)

@@ -68,7 +68,7 @@ DEFAULTS: Mapping[str, TrainSettings] = {
 LANGUAGE: Mapping[str, LanguageSettings] = {
     "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2),
     "instruction": LanguageSettings(
-        groups=(8, 15, 15, 30, 30, 75, 75, 150), samples=3, questions=24, per_kind=5, pooled=0.5, grounding_weight=0.4
+        groups=(4, 8, 15, 15, 30, 30, 75, 150), samples=3, questions=22, per_kind=4, pooled=0.5, grounding_weight=0.2
     ),
 }
 """How long stretches are (in frame groups), and which share of samples has pooled chunks."""
@@ -94,10 +94,10 @@ class StageOptions:
     """What a command may say. None takes the default.
 
     ``minutes`` bounds a stage's wall time over all its runs; ``clips`` is the number of training clips to record or to
-    cache; ``workers`` are processes that render and threads that prepare batches; ``config`` is a model's
-    ``config.json``; ``start`` is a checkpoint to go on from (when the run begins); ``rate`` is the highest learning
-    rate; ``unfreeze`` names the parts that the instruction stage trains from pixels; ``processes`` share a training
-    stage, each with batches of its own.
+    cache, ``clip_minutes`` the length of those that are recorded now; ``workers`` are processes that render and threads
+    that prepare batches; ``config`` is a model's ``config.json``; ``start`` is a checkpoint to go on from (when the run
+    begins); ``rate`` is the highest learning rate; ``unfreeze`` names the parts that the instruction stage trains from
+    pixels; ``processes`` share a training stage, each with batches of its own.
     """
 
     device: str | None = None
@@ -105,6 +105,7 @@ class StageOptions:
     steps: int | None = None
     minutes: float | None = None
     clips: int | None = None
+    clip_minutes: int = 1
     workers: int = 1
     config: Path | None = None
     start: str | None = None
@@ -360,6 +361,7 @@ def _footage(run: Run, options: StageOptions, observe: Observer) -> StageReport:
             range(first, first + number),
             image_size=run.spec.vision.image_size,
             grid=run.spec.dts.grid,
+            seconds=60 * options.clip_minutes,
             workers=options.workers,
             on_progress=lambda done, before=before: observe(before + done, total, None),  # type: ignore[misc]
         )
@@ -384,7 +386,7 @@ def _perception(run: Run, options: StageOptions, observe: Observer) -> StageRepo
         settle_steps=0 if run.start is None else SETTLE_STEPS,
         on_step=_on_step(settings, observe),
     )
-    return _finish(run, "perception", device)
+    return _finish(run, "perception", device, _seed_notices(run, settings.seed))
 
 
 def _search(run: Run, options: StageOptions, observe: Observer) -> StageReport:
@@ -469,7 +471,7 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
             on_step=on_step,
         )
         slow = device.type == "cpu" and "training from pixels on a CPU is slow; a GPU is what it is made for"
-        return _finish(run, stage, device, [slow] if slow else [])
+        return _finish(run, stage, device, [*([slow] if slow else []), *_seed_notices(run, settings.seed)])
     clips: dict[str, list[CachedClip]] = {
         split: load_features(run.path("clips"), run.path("features"), split) for split in _SPLITS
     }
@@ -477,7 +479,7 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
         raise TrainingError(f"{run.folder} has no visual tokens: run vxl train --stage features first")
     _check_made_with(run, "features", run.path("features") / "features.json")
     train_language(run.path(stage), model.language, clips, run.tokenizer, settings, language, on_step=on_step)
-    return _finish(run, stage, device)
+    return _finish(run, stage, device, _seed_notices(run, settings.seed))
 
 
 def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
@@ -495,8 +497,7 @@ def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     begun = [stage for stage in TRAINED_STAGES if run.has(stage)]
     for stage in begun[1:]:
         _check_made_with(run, stage, run.path(stage) / "stage.json")
-    earlier = [] if run.start is None else _read_json(run.start / "card.json").get("training", [])
-    stages = [*earlier, *(run.report_of(stage) for stage in begun)]
+    stages = [*_stages_of_start(run), *(run.report_of(stage) for stage in begun)]
     raw = tokenizers.Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     name = "tiny" if run.spec == tiny_spec(raw) else run.folder.resolve().name
     card = model_card(name, model, separate, _count_clips(run), stages)
@@ -538,6 +539,21 @@ def _finish(run: Run, stage: Stage, device: torch.device, notices: list[str] | N
     return StageReport(stage, str(run.folder), facts, files, [*(notices or []), *_cut_notices(run, stage)])
 
 
+def _seed_notices(run: Run, seed: int) -> list[str]:
+    """Clips follow from the seed: a run that goes on from a checkpoint with its seed shows it nothing new."""
+    if run.start is None or seed not in {stage.get("seed") for stage in _stages_of_start(run)}:
+        return []
+    return [
+        f"the model that this run began with has learned from clips of seed {seed} before: another --seed has new ones"
+    ]
+
+
+def _stages_of_start(run: Run) -> list[dict[str, Any]]:
+    """What the card of the checkpoint that the run goes on from says of its stages; nothing without one."""
+    found: list[dict[str, Any]] = [] if run.start is None else _read_json(run.start / "card.json").get("training", [])
+    return found
+
+
 def _cut_notices(run: Run, stage: Stage) -> list[str]:
     if not run.has(stage):
         return []
@@ -575,6 +591,7 @@ def _refuse_idle_options(stage: str, options: StageOptions) -> None:
         "--steps": options.steps is not None and stage not in TRAINED_STAGES,
         "--minutes": options.minutes is not None and stage not in TRAINED_STAGES,
         "--clips": options.clips is not None and stage not in ("footage", "features"),
+        "--clip-minutes": options.clip_minutes != 1 and stage != "footage",
         "--unfreeze": bool(options.unfreeze) and stage != "instruction",
         "--processes": options.processes > 1 and stage not in (*TRAINED_STAGES, "features"),
         "--rate": options.rate is not None and stage not in TRAINED_STAGES,

@@ -17,8 +17,16 @@ from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
 from videoxl2.tokenizer import Tokenizer
-from videoxl2.training.dialogues import CachedClip, Stretch, evidence_groups, join_facts, questions_about
-from videoxl2.training.facts import EventFact, Facts, ObjectFact
+from videoxl2.training.dialogues import (
+    CachedClip,
+    Stretch,
+    StretchSettings,
+    evidence_groups,
+    join_facts,
+    questions_about,
+    random_stretch,
+)
+from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.questions import QA
 from videoxl2.training.recordings import Recording
@@ -162,6 +170,32 @@ def test_gradients_reach_every_parameter_of_the_decoder() -> None:
     read_dialogue(model.language, sample).logits_AV.square().mean().backward()
     missing = [name for name, p in model.language.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert missing == []
+
+
+def still_clip(num_groups: int) -> CachedClip:
+    """A clip in which nobody is seen."""
+    num_frames = 4 * num_groups
+    none = np.zeros((num_frames, 0))
+    watch = Watch(np.arange(num_frames, dtype=np.float64), 1.0, none, none, none)
+    labels = np.zeros((num_frames, 1, 1), np.uint8)
+    recording = Recording(0, "train", 16, (b"",) * num_frames, labels, np.zeros((num_frames, 5, 1), np.uint8), watch)
+    scene = dataclasses.replace(recording.scene(), actors=(), actions=(), openings=())
+    return CachedClip(recording, scene, 0, np.full((num_groups, 1, 2), num_groups, np.float16))
+
+
+def test_long_clips_are_shown_whole_and_as_often_as_they_are_long() -> None:
+    clips = [*[still_clip(10) for _ in range(5)], still_clip(50)]
+    rng = np.random.default_rng(0)
+    settings = StretchSettings((30,), whole=0.5)
+    stretches = [random_stretch(clips, settings, rng) for _ in range(300)]
+    assert {len(stretch.times_s) for stretch in stretches} == {30}
+    cuts = [cut for stretch in stretches for cut in stretch.cuts]
+    long = [cut for cut in cuts if cut.clip == 5]
+    assert 0.4 < len(long) / len(cuts) < 0.6, "half of all footage is in it"
+    assert 0.15 < sum(len(stretch.cuts) == 1 for stretch in stretches) / 300 < 0.35
+    assert max(cut.end - cut.first for cut in cuts if cut.clip != 5) == 10
+    parts = [random_stretch(clips, StretchSettings((30,), whole=0.0), rng) for _ in range(50)]
+    assert max(cut.end - cut.first for stretch in parts for cut in stretch.cuts) <= 14
 
 
 def test_joined_facts_keep_objects_of_parts_apart() -> None:

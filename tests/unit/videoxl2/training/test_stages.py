@@ -22,7 +22,7 @@ from videoxl2.text_tower import TextSpec
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.export import dual_config, model_card, write_checkpoint
 from videoxl2.training.initialise import initialise_for_training
-from videoxl2.training.stages import STAGES, Run, StageOptions, read_shape, run_stage
+from videoxl2.training.stages import STAGES, Run, StageOptions, _seed_notices, read_shape, run_stage
 
 
 @pytest.fixture
@@ -88,6 +88,7 @@ def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path, config: Pa
         ("export", {"steps": 3}, "takes no --steps"),
         ("features", {"minutes": 3.0}, "takes no --minutes"),
         ("search", {"clips": 3}, "takes no --clips"),
+        ("features", {"clip_minutes": 10}, "takes no --clip-minutes"),
         ("pretraining", {"unfreeze": ("vision",)}, "takes no --unfreeze"),
     ],
 )
@@ -157,6 +158,16 @@ def test_a_run_goes_on_from_a_checkpoint(
         before = models[0].get_parameter(name).detach().half().float()
         torch.testing.assert_close(parameter, before, atol=1e-3, rtol=1e-3)
     assert [stage["steps"] for stage in exported.info.card["training"]] == [7]
+
+
+def test_a_run_that_shows_a_model_what_it_knows_says_so(tmp_path: Path, models: tuple[VideoXL2, DualEncoder]) -> None:
+    begun_anew = Run.open(tmp_path / "anew", StageOptions())
+    assert _seed_notices(begun_anew, 0) == []
+    card = model_card("small", *models, {"train": 3}, [{"stage": "perception", "steps": 7, "seed": 4}])
+    write_checkpoint(tmp_path / "seeded", *models, raw_tokenizer(), card)
+    run = Run.open(tmp_path / "run", StageOptions(start=str(tmp_path / "seeded")))
+    assert _seed_notices(run, 5) == []
+    assert "clips of seed 4 before: another --seed" in _seed_notices(run, 4)[0]
 
 
 def test_a_run_has_one_start(
