@@ -191,6 +191,9 @@ class ArrivingPrefill:
         """``expected_groups``, where known, spares a growing cache its copies."""
         self._model, self._settings = model, settings or PrefillSettings()
         self._chunk_groups, self._expected_groups = chunk_groups, expected_groups
+        self._begin()
+
+    def _begin(self) -> None:
         self._run: _SegmentRun | None = None
         self._prefix: ChunkKV | None = None
         self._visual: list[Tensor] = []
@@ -220,12 +223,17 @@ class ArrivingPrefill:
 
     @torch.no_grad()
     def finish(self) -> PrefillResult:
-        """The KV of the whole, when all groups have been added. Raises ``ValueError`` where there was none."""
+        """The KV of the whole, when all groups have been added. Raises ``ValueError`` where there was none.
+
+        The working cache and the tokens are let go; what is added afterwards is another video.
+        """
         if not self._visual:
             raise ValueError("a video of no frame group has no KV")
         self._go_on(is_whole=True)
         assert self._prefix is not None
-        return PrefillResult(self._prefix.kv_LSKMDh, self._chunks, tuple(self._times_s), self._settings)
+        result = PrefillResult(self._prefix.kv_LSKMDh, self._chunks, tuple(self._times_s), self._settings)
+        self._begin()
+        return result
 
     def _go_on(self, *, is_whole: bool) -> None:
         decoder = self._model.language

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,6 +163,21 @@ def test_what_has_arrived_runs_before_the_rest_is_there() -> None:
             arriving.add(visual[group : group + 4], [float(group + i) for i in range(4)])
             assert arriving.num_chunks == (group + 4) // 3
         assert arriving.num_chunks == 4 and len(arriving.finish().chunks) == 4
+
+
+def test_when_a_video_has_ended_its_working_cache_is_let_go_and_another_may_come() -> None:
+    model, visual = TimedModel(), torch.randn(6, 3, 24, generator=torch.Generator().manual_seed(2))
+    times = [float(group) for group in range(6)]
+    arriving = ArrivingPrefill(model, None, 3)
+    arriving.add(visual, times)
+    assert arriving._run is not None
+    working_cache = weakref.ref(arriving._run._cache)
+    first = arriving.finish()
+    assert working_cache() is None
+    with pytest.raises(ValueError, match="no frame group"):
+        arriving.finish()
+    arriving.add(visual, times)
+    assert torch.equal(joined(arriving.finish()), joined(first)) and len(first.chunks) == 2
 
 
 def test_a_video_that_grows_too_long_is_refused_when_it_does() -> None:
