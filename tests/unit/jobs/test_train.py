@@ -43,11 +43,22 @@ def test_options_reach_the_stage(asked: list[tuple[str, Path, StageOptions]]) ->
     done = call(
         *("train", "--stage", "instruction", "--folder", "run", "--device", "cpu", "--seed", "3", "--steps", "7"),
         *("--minutes", "1.5", "--workers", "2", "--config", "c.json", "--unfreeze", "vision, dts", "--json"),
-        *("--start", "tiny", "--rate", "0.002"),
+        *("--start", "tiny", "--rate", "0.002", "--clip-minutes", "4"),
     )
     assert done.code == 0 and done.err == ""
     assert done.json == REPORT.to_document()
-    expected = StageOptions("cpu", 3, 7, 1.5, None, 2, Path("c.json"), "tiny", 0.002, ("vision", "dts"))
+    expected = StageOptions(
+        device="cpu",
+        seed=3,
+        steps=7,
+        minutes=1.5,
+        clip_minutes=4,
+        workers=2,
+        config=Path("c.json"),
+        start="tiny",
+        rate=0.002,
+        unfreeze=("vision", "dts"),
+    )
     assert asked == [("instruction", Path("run"), expected)]
 
 
