@@ -356,14 +356,18 @@ RelevanceKind: TypeAlias = Literal["embedding", "attention", "fused"]
 
 
 class LevelSettings(_Settings):
-    """How much of each chunk is loaded to answer a question (``reference`` section 5)."""
+    """How much of each chunk is loaded to answer a question (``reference`` section 5).
+
+    Published: first and last chunk and a few more, whatever the length. A short video is then dense all over, so the
+    default here is a share of the chunks, without first and last unless they are among the best (``docs/model.md``).
+    """
 
     chunk_groups: int = Field(default=6, ge=1, description="Frame groups in one chunk.")
     compression: int = Field(default=4, ge=1, description="Visual tokens pooled into one in sparse KV.")
-    dense_first_last: bool = Field(default=True, description="Always take the first and the last chunk dense.")
+    dense_first_last: bool = Field(default=False, description="Always take the first and the last chunk dense.")
     max_dense_chunks: int = Field(default=8, ge=0, description="Highest-scoring chunks that are taken dense.")
     dense_share: float | None = Field(
-        default=None,
+        default=0.2,
         gt=0,
         le=1,
         description="Highest-scoring chunks that are taken dense as a share of those looked at, rounded up; never more "

@@ -50,5 +50,5 @@ def test_the_best_chunk_is_dense_whatever_the_kind(answers: dict[str, dict[str, 
         scores = [item["score"] for item in answer["citations"]]
         assert scores == sorted(scores, reverse=True)
         assert answer["citations"][0]["level"] == "dense"
-        assert answer["context"]["dense_chunks"] <= 4, "two by relevance, the first and the last"
+        assert answer["context"]["dense_chunks"] <= 2, "two by relevance"
         assert answer["answer"] is not None and answer["coverage"]["videos"] == 4

@@ -35,7 +35,7 @@ groups_strategy = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 13)), min
 @given(scores=scores_strategy, smaller=st.integers(0, 10), more=st.integers(0, 10), ends=st.booleans())
 def test_a_larger_dense_budget_contains_the_smaller(scores: list[float], smaller: int, more: int, ends: bool) -> None:
     few, many = (
-        dense(select_levels(scores, LevelSettings(max_dense_chunks=budget, dense_first_last=ends)))
+        dense(select_levels(scores, LevelSettings(max_dense_chunks=budget, dense_share=None, dense_first_last=ends)))
         for budget in (smaller, smaller + more)
     )
     assert few <= many
@@ -80,20 +80,16 @@ def test_the_number_that_a_share_gives(num_chunks: int, share: float | None, exp
 @SEEDED
 @given(scores=scores_strategy, room=st.integers(0, 400), more=st.integers(0, 200))
 def test_a_token_budget_is_never_exceeded_and_nests(scores: list[float], room: int, more: int) -> None:
-    sizes = [(20 + index % 7, 5) for index in range(len(scores))]
+    sizes, knobs = [(20 + index % 7, 5) for index in range(len(scores))], LevelSettings(dense_share=None)
     dense_tokens, sparse_tokens = [size for size, _ in sizes], [size for _, size in sizes]
     chosen: list[set[int]] = []
     for limit in (room, room + more):
         if limit < sum(sparse_tokens):
             with pytest.raises(ContextOverflow):
-                select_levels(
-                    scores, LevelSettings(), dense_tokens=dense_tokens, sparse_tokens=sparse_tokens, max_tokens=limit
-                )
+                select_levels(scores, knobs, dense_tokens=dense_tokens, sparse_tokens=sparse_tokens, max_tokens=limit)
             chosen.append(set())
             continue
-        levels = select_levels(
-            scores, LevelSettings(), dense_tokens=dense_tokens, sparse_tokens=sparse_tokens, max_tokens=limit
-        )
+        levels = select_levels(scores, knobs, dense_tokens=dense_tokens, sparse_tokens=sparse_tokens, max_tokens=limit)
         chosen.append(dense(levels))
         assert sum(sizes[index][0 if index in chosen[-1] else 1] for index in range(len(scores))) <= limit
     assert chosen[0] <= chosen[1]

@@ -98,7 +98,7 @@ def test_larger_budgets_contain_smaller_ones_with_neighbours(
     dense_tokens, sparse_tokens = [20 + index % 7 for index in range(len(scores))], [5] * len(scores)
 
     def chosen(budget: int, limit: int | None) -> set[int]:
-        knobs = LevelSettings(max_dense_chunks=budget, neighbours=neighbours, dense_first_last=ends)
+        knobs = LevelSettings(max_dense_chunks=budget, dense_share=None, neighbours=neighbours, dense_first_last=ends)
         levels = select_levels(scores, knobs, dense_tokens=dense_tokens, sparse_tokens=sparse_tokens, max_tokens=limit)
         return {index for index, level in enumerate(levels) if level is KVLevel.DENSE}
 

@@ -21,7 +21,7 @@ from videoxl2.selection import PublishedSelection
 
 QUESTION = "What happens at the gate?"
 TIMES = [1.5 * frame for frame in range(30)]
-LEVELS = LevelSettings(chunk_groups=2, compression=4, max_dense_chunks=1)
+LEVELS = LevelSettings(chunk_groups=2, compression=4, max_dense_chunks=1, dense_first_last=True)
 SHORT = GenerationSettings(max_new_tokens=10)
 WINDOW = PrefillSettings(block_groups=1, previous_blocks=1)
 

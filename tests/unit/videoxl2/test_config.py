@@ -118,11 +118,11 @@ def test_a_missing_field_is_named() -> None:
         ModelSpec.from_config(config)
 
 
-def test_settings_have_the_published_defaults() -> None:
+def test_settings_have_the_published_defaults_but_for_the_dense_share() -> None:
     prefill, levels = PrefillSettings(), LevelSettings()
     assert (prefill.block_groups, prefill.previous_blocks, prefill.mode) == (4, 3, "chunked")
-    assert (levels.chunk_groups, levels.compression, levels.dense_first_last) == (6, 4, True)
-    assert levels.dense_share is None, "a share is no part of the published rule"
+    assert (levels.chunk_groups, levels.compression) == (6, 4)
+    assert (levels.dense_first_last, levels.dense_share) == (False, 0.2), "the published rule: first, last and a number"
     assert GenerationSettings().max_new_tokens == 64
 
 

@@ -114,10 +114,10 @@ def test_levels_of_a_task_change_the_settings_of_that_task_only(monkeypatch: pyt
     monkeypatch.setattr(Archive, "ask", lambda self, question, **named: asked.append(self) or answer())
     archive._reader().__dict__["model"] = model = object()  # loaded by an earlier question
     task = {"id": "q", "kind": "ask", "question": "?", "video": "file:///v.mp4"}
-    perform(archive, {**task, "levels": {"dense_share": 0.2, "dense_first_last": False}})
+    perform(archive, {**task, "levels": {"dense_share": 0.5, "dense_first_last": True}})
     perform(archive, task)
-    assert [one.settings.ingest.levels.dense_share for one in asked] == [0.2, None]
-    assert [one.settings.ingest.levels.dense_first_last for one in asked] == [False, True]
+    assert [one.settings.ingest.levels.dense_share for one in asked] == [0.5, 0.2]
+    assert [one.settings.ingest.levels.dense_first_last for one in asked] == [True, False]
     assert asked[1] is archive and asked[0].settings.query == archive.settings.query
     other = asked[0]._reader()
     assert (
