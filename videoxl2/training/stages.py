@@ -8,56 +8,46 @@
     instruction   instruction/                          stage 4: the decoder (or more) on long stretches
     export        checkpoint/                           a checkpoint folder with its model card
 
-A run folder also holds ``config.json`` (the model's shape, in the published format), ``dual_encoder.json`` and
-``tokenizer.json``, fixed by the first command. Where it does not begin with random weights, ``start/`` is a copy of the
-checkpoint that it goes on from: whatever a stage would take from one that has not run is then taken from there. A stage
-that ended wrote ``stage.json`` into its folder. Every stage continues where it was cut short, and does nothing where it
-is done.
+The run folder itself is ``run_folder.Run``. A stage that ended wrote ``stage.json`` into its folder. Every stage
+continues where it was cut short, and does nothing where it is done.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import filecmp
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import tokenizers
 import torch
-import xxhash
-from torch import nn
 
 from videoxl2.bench import device_name
-from videoxl2.checkpoint import resolve_checkpoint
-from videoxl2.config import ModelSpec, TokenIds
 from videoxl2.dual_encoder import DualEncoder
-from videoxl2.model import VideoXL2, choose_device
-from videoxl2.text_tower import TextSpec, dual_encoder_folder
-from videoxl2.tokenizer import Tokenizer
+from videoxl2.model import choose_device
 from videoxl2.training import replicas
 from videoxl2.training.dialogues import CachedClip
 from videoxl2.training.end_to_end import PARTS, parts_of, train_end_to_end
 from videoxl2.training.errors import TrainingError
-from videoxl2.training.export import dual_config, model_card, write_checkpoint
+from videoxl2.training.export import model_card, write_checkpoint
 from videoxl2.training.feature_cache import cache_features, load_features
-from videoxl2.training.initialise import initialise_for_training
-from videoxl2.training.make_random_checkpoint import tiny_spec, tiny_text_spec, tiny_tokenizer
+from videoxl2.training.make_random_checkpoint import tiny_spec
 from videoxl2.training.recordings import Recording, finished_files, record_many
+from videoxl2.training.run_folder import (
+    STAGES,
+    TRAINED_STAGES,
+    Run,
+    Stage,
+    read_json,
+    state_facts,
+    write_json,
+)
 from videoxl2.training.splits import Split
 from videoxl2.training.stage_language import LanguageSettings, train_language
-from videoxl2.training.stage_perception import FRAMES_PER_GROUP, PerceptionModules, clip_paths, train_perception
+from videoxl2.training.stage_perception import PerceptionModules, clip_paths, train_perception
 from videoxl2.training.stage_search import search_modules, train_search
-from videoxl2.training.trainer import TrainSettings, load_modules, plot_losses, read_log, require_matplotlib
-from videoxl2.weights import DUAL_ENCODER_TABLE, load_weights
-
-Stage = Literal["footage", "perception", "search", "features", "pretraining", "instruction", "export"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-TRAINED_STAGES: tuple[Stage, ...] = ("perception", "search", "pretraining", "instruction")
-"""Those that have a learning rate, a log and a curve."""
+from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplotlib
 
 DEFAULTS: Mapping[str, TrainSettings] = {
     "perception": TrainSettings(steps=12_000, learning_rate=2e-3, optimizer="muon"),
@@ -73,8 +63,6 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
 }
 """How long stretches are (in frame groups), and which share of samples has pooled chunks."""
 
-VISUAL_SCALE, EMBEDDING_SCALE = 0.25, 5.0
-"""The decoder begins with visual tokens and words of like size: the projector's output shrinks, embeddings grow."""
 
 SETTLE_STEPS = 150
 """Where a run goes on from a checkpoint its readings are new: they learn alone before they teach the rest."""
@@ -146,205 +134,18 @@ def run_stage(stage: str, folder: Path, options: StageOptions, observe: Observer
     _refuse_idle_options(stage, options)
     if stage in TRAINED_STAGES:
         require_matplotlib()
-    run = Run.open(folder, options)
+    run = Run.open(folder, options.config, options.start)
     with replicas.group(options.processes, _run_replica, stage, folder, options):
         return _RUNNERS[stage](run, options, observe or _unobserved)
 
 
 def _run_replica(stage: Stage, folder: Path, options: StageOptions) -> None:
     """The same stage in another process; what lies in the run folder is replica 0's to write."""
-    _RUNNERS[stage](Run.open(folder, options), options, _unobserved)
+    _RUNNERS[stage](Run.open(folder, options.config, options.start), options, _unobserved)
 
 
 def _unobserved(done: int, total: int, loss: float | None) -> None:
     """Where nobody looks."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, and the shape of the models that are trained in it."""
-
-    folder: Path
-    spec: ModelSpec
-    text: TextSpec
-    tokenizer: Tokenizer
-
-    @classmethod
-    def open(cls, folder: Path, options: StageOptions) -> Run:
-        """The run in a folder, begun with ``tiny``'s shape or that of ``options.config`` where there is none yet.
-
-        Raises ``TrainingError`` where the folder was begun with another configuration or start.
-        """
-        config = options.config
-        checkpoint = None if options.start is None else resolve_checkpoint(options.start)
-        if checkpoint is not None:
-            if config is not None:
-                raise TrainingError("a checkpoint to start from has a shape of its own: give no other configuration")
-            config = checkpoint / "config.json"
-        if config is not None:
-            _read_json(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "tokenizer.json").is_file():
-            _write_tokenizer(folder, config)
-        raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        wanted = None if config is None else read_shape(config, raw)
-        stored = folder / "config.json"
-        if not stored.is_file():
-            spec = wanted or tiny_spec(raw)
-            text = _text_spec(spec, raw) if checkpoint is None else _text_spec_of(checkpoint)
-            _write_json(folder / "dual_encoder.json", dual_config(spec.vision, text))
-            _write_json(stored, spec.to_config())
-        spec = ModelSpec.from_config(_read_json(stored))
-        if wanted is not None and wanted != spec:
-            raise TrainingError(f"{folder} was begun with another configuration; choose another folder or remove it")
-        if checkpoint is not None:  # one of another shape has been refused by now
-            _keep_start(folder, checkpoint)
-        text = TextSpec.from_config(_read_json(folder / "dual_encoder.json"))
-        return cls(folder, spec, text, Tokenizer(folder))
-
-    def path(self, stage: str) -> Path:
-        return self.folder / stage
-
-    @property
-    def start(self) -> Path | None:
-        """The checkpoint that the run goes on from, None where it began with random weights."""
-        return self.path("start") if self.path("start").is_dir() else None
-
-    def has(self, stage: str) -> bool:
-        """Whether a training stage has made something."""
-        return (self.path(stage) / "state.pt").is_file()
-
-    def models(self, device: torch.device, seed: int) -> tuple[VideoXL2, DualEncoder]:
-        """Both models with starting weights; they share one tower, as in stage 1.
-
-        The decoder begins with words as large as its visual tokens (``EMBEDDING_SCALE``); the projector's output is
-        not yet scaled to them (``load_perception``).
-        """
-        if self.start is not None:
-            model = VideoXL2.from_pretrained(str(self.start), "cpu", torch.float32)
-            dual = DualEncoder(self.spec.vision, self.text)
-            towers = dual_encoder_folder(self.start)
-            load_weights(dual, towers, DUAL_ENCODER_TABLE, device="cpu", dtype=torch.float32)
-            _scale_output(model, 1 / VISUAL_SCALE)
-            for module in (model, dual):
-                module.requires_grad_(True).train()
-        else:
-            model, dual = VideoXL2(self.spec), DualEncoder(self.spec.vision, self.text)
-            initialise_for_training(model, seed)
-            initialise_for_training(dual, seed + 1)
-            with torch.no_grad():
-                model.language.embed_tokens.weight.mul_(EMBEDDING_SCALE)
-        dual.image.encoder = model.vision
-        return model.to(device), dual.to(device)
-
-    def load(self, stage: str, modules: Mapping[str, nn.Module]) -> None:
-        """Fill modules with what a stage made of them.
-
-        Where it has made nothing yet they stay what the start made of them; ``TrainingError`` where there is no start.
-        """
-        if self.has(stage):
-            load_modules(self.path(stage), modules)
-        elif self.start is None:
-            raise TrainingError(f"{self.folder} has no trained {stage}: run vxl train --stage {stage} first")
-
-    def load_perception(self, model: VideoXL2) -> None:
-        """Tower, DTS and projector of stage 1, the projector's output scaled for the decoder (``VISUAL_SCALE``)."""
-        self.load("perception", {"vision": model.vision, "dts": model.dts, "projector": model.projector})
-        _scale_output(model, VISUAL_SCALE)
-
-    def report_of(self, stage: str) -> dict[str, Any]:
-        """What a training stage says of itself: from its ``stage.json``, or from state and log where it was cut."""
-        path = self.path(stage) / "stage.json"
-        if path.is_file():
-            return _read_json(path)
-        return {"stage": stage, **state_facts(self.path(stage)), "device": None}
-
-
-def _scale_output(model: VideoXL2, factor: float) -> None:
-    """Multiply what the projector gives."""
-    last = model.projector.mlp[-1]
-    assert isinstance(last, nn.Linear)
-    with torch.no_grad():
-        last.weight.mul_(factor)
-        last.bias.mul_(factor)
-
-
-def _keep_start(folder: Path, checkpoint: Path) -> None:
-    """Copy the checkpoint that a run goes on from into its folder; ``TrainingError`` where it began otherwise."""
-    kept, weights = folder / "start", "model.safetensors"
-    if kept.is_dir():
-        if not filecmp.cmp(kept / weights, checkpoint / weights, shallow=False):
-            raise TrainingError(f"{folder} was begun from another checkpoint; choose another folder or remove it")
-        return
-    if begun := [stage for stage in TRAINED_STAGES if (folder / stage).exists()]:
-        raise TrainingError(f"{folder} has begun stage {begun[0]} without a start; choose another folder or remove it")
-    if not (checkpoint / weights).is_file():
-        raise TrainingError(f"{checkpoint} has no {weights}: training goes on from a checkpoint that it wrote itself")
-    unfinished = folder / "start.partial"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(checkpoint, unfinished)
-    unfinished.replace(kept)
-
-
-def state_facts(folder: Path) -> dict[str, Any]:
-    """Steps, seed, seconds, rate and last figures of a training stage, from its ``state.pt`` and log."""
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-    rows = read_log(folder)
-    checked = [row for row in rows if "validation" in row]
-    settings = state["settings"]
-    return {
-        "steps": int(state["step"]),
-        "planned_steps": settings["steps"],
-        "planned_s": settings["max_s"],
-        "seed": settings["seed"],
-        "learning_rate": settings["learning_rate"],
-        "wall_s": round(float(state["spent_s"]), 1),
-        "losses": {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("step", "s", "rate", "validation")},
-        "validation": checked[-1]["validation"] if checked else {},
-    }
-
-
-def read_shape(path: Path, tokenizer: tokenizers.Tokenizer) -> ModelSpec:
-    """The architecture of a published ``config.json``, with the token ids of the tokenizer that is used.
-
-    Raises ``TrainingError`` where the file cannot be read or the tokenizer does not fit, ``ModelError`` for an
-    architecture that is not supported.
-    """
-    spec = ModelSpec.from_config(_read_json(path))
-    if spec.frames_per_group != FRAMES_PER_GROUP:
-        raise TrainingError(f"{path}: training needs {FRAMES_PER_GROUP} frames per group, not {spec.frames_per_group}")
-    if tokenizer.get_vocab_size() > spec.language.vocab_size:
-        raise TrainingError(
-            f"{path}: the tokenizer has {tokenizer.get_vocab_size()} tokens and the model {spec.language.vocab_size}; "
-            "put the model's tokenizer.json beside the file"
-        )
-    names = ("<|vision_pad|>", "<|im_end|>", "<|endoftext|>")
-    vocabulary = tokenizer.get_vocab()
-    if any(name not in vocabulary for name in names):
-        raise TrainingError(f"the tokenizer beside {path} lacks one of {', '.join(names)}")
-    placeholder, *ends = (vocabulary[name] for name in names)
-    return dataclasses.replace(spec, tokens=TokenIds(visual_placeholder=placeholder, eos=tuple(sorted(ends))))
-
-
-def _text_spec(spec: ModelSpec, tokenizer: tokenizers.Tokenizer) -> TextSpec:
-    """The text tower for a model: ``tiny``'s own, else one as wide as the image tower and half as deep."""
-    if spec == tiny_spec(tokenizer):
-        return tiny_text_spec(tokenizer)
-    vision = spec.vision
-    return TextSpec(
-        vocab_size=tokenizer.get_vocab_size(),
-        width=vision.width,
-        mlp_width=vision.mlp_width,
-        num_layers=max(1, vision.num_layers // 2),
-        num_heads=vision.num_heads,
-        num_positions=64,
-        embedding_width=vision.width,
-        pad_id=tokenizer.get_vocab()["<|endoftext|>"],
-    )
-
-
-def _text_spec_of(checkpoint: Path) -> TextSpec:
-    return TextSpec.from_config(_read_json(dual_encoder_folder(checkpoint) / "config.json"))
 
 
 def _footage(run: Run, options: StageOptions, observe: Observer) -> StageReport:
@@ -412,16 +213,16 @@ def _features(run: Run, options: StageOptions, observe: Observer) -> StageReport
     model, _ = run.models(device, 0)
     run.load_perception(model)
     model.eval()
-    made_by = perception_digest(run)
+    made_by = run.perception_digest()
     cache, note = run.path("features"), run.path("features") / "features.json"
-    if cache.exists() and (not note.is_file() or _read_json(note)["perception"] != made_by):
+    if cache.exists() and (not note.is_file() or read_json(note)["perception"] != made_by):
         raise TrainingError(
             f"{cache} was made by another perception: remove it, and the stages after it, to make it anew"
         )
     replicas.slowest(0.0)  # all have looked before one writes
     cache.mkdir(exist_ok=True)
     if replicas.rank() == 0:
-        _write_json(note, {"perception": made_by})
+        write_json(note, {"perception": made_by})
     total = sum(len(found) for found in paths.values())
     computed = 0
     for split in reversed(_SPLITS):
@@ -497,7 +298,7 @@ def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     begun = [stage for stage in TRAINED_STAGES if run.has(stage)]
     for stage in begun[1:]:
         _check_made_with(run, stage, run.path(stage) / "stage.json")
-    stages = [*_stages_of_start(run), *(run.report_of(stage) for stage in begun)]
+    stages = [*run.stages_of_start(), *(run.report_of(stage) for stage in begun)]
     raw = tokenizers.Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     name = "tiny" if run.spec == tiny_spec(raw) else run.folder.resolve().name
     card = model_card(name, model, separate, _count_clips(run), stages)
@@ -533,7 +334,7 @@ def _finish(run: Run, stage: Stage, device: torch.device, notices: list[str] | N
         "threads": torch.get_num_threads(),
         "processes": replicas.count(),
     }
-    _write_json(folder / "stage.json", {"stage": stage, **facts, "perception": perception_digest(run)})
+    write_json(folder / "stage.json", {"stage": stage, **facts, "perception": run.perception_digest()})
     plot_losses(folder)
     files = [f"{stage}/{name}" for name in ("state.pt", "log.jsonl", "loss.png", "stage.json")]
     return StageReport(stage, str(run.folder), facts, files, [*(notices or []), *_cut_notices(run, stage)])
@@ -541,17 +342,11 @@ def _finish(run: Run, stage: Stage, device: torch.device, notices: list[str] | N
 
 def _seed_notices(run: Run, seed: int) -> list[str]:
     """Clips follow from the seed: a run that goes on from a checkpoint with its seed shows it nothing new."""
-    if run.start is None or seed not in {stage.get("seed") for stage in _stages_of_start(run)}:
+    if run.start is None or seed not in {stage.get("seed") for stage in run.stages_of_start()}:
         return []
     return [
         f"the model that this run began with has learned from clips of seed {seed} before: another --seed has new ones"
     ]
-
-
-def _stages_of_start(run: Run) -> list[dict[str, Any]]:
-    """What the card of the checkpoint that the run goes on from says of its stages; nothing without one."""
-    found: list[dict[str, Any]] = [] if run.start is None else _read_json(run.start / "card.json").get("training", [])
-    return found
 
 
 def _cut_notices(run: Run, stage: Stage) -> list[str]:
@@ -624,48 +419,7 @@ def _count_clips(run: Run) -> dict[str, int]:
     return {split: len(finished_files(run.path("clips") / split, ".npz")) for split in _SPLITS}
 
 
-def perception_digest(run: Run) -> str:
-    """xxh3-128 of the tower, DTS and projector that stage 1 has made so far, as 32 hexadecimal digits."""
-    digest, parts = xxhash.xxh3_128(), ("vision", "dts", "projector")
-    if run.has("perception"):
-        path = run.path("perception") / "state.pt"
-        modules = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["modules"]
-    elif run.start is not None:
-        model, _ = run.models(torch.device("cpu"), 0)
-        modules = {part: model.get_submodule(part).state_dict() for part in parts}
-    else:
-        raise TrainingError(f"{run.folder} has no trained perception: run vxl train --stage perception first")
-    for part in parts:
-        for name, tensor in modules[part].items():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_made_with(run: Run, stage: str, note: Path) -> None:
     """What a stage made fits the perception that is there now; a stage that left no note is taken on trust."""
-    if note.is_file() and _read_json(note).get("perception") != perception_digest(run):
+    if note.is_file() and read_json(note).get("perception") != run.perception_digest():
         raise TrainingError(f"{stage} was made with another perception: remove {run.path(stage)} and do it again")
-
-
-def _write_tokenizer(folder: Path, config: Path | None) -> None:
-    """The tokenizer beside a configuration, else ``tiny``'s."""
-    beside = None if config is None else config.parent / "tokenizer.json"
-    target = folder / "tokenizer.json"
-    if beside is not None and beside.is_file():
-        target.write_bytes(beside.read_bytes())
-    else:
-        tiny_tokenizer().save(str(target), pretty=False)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as problem:
-        raise TrainingError(f"cannot read {path}: {problem}") from problem
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)

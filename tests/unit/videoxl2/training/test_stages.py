@@ -22,7 +22,8 @@ from videoxl2.text_tower import TextSpec
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.export import dual_config, model_card, write_checkpoint
 from videoxl2.training.initialise import initialise_for_training
-from videoxl2.training.stages import STAGES, Run, StageOptions, _seed_notices, read_shape, run_stage
+from videoxl2.training.run_folder import STAGES, Run, read_shape
+from videoxl2.training.stages import StageOptions, _seed_notices, run_stage
 
 
 @pytest.fixture
@@ -48,14 +49,14 @@ def raw_tokenizer() -> tokenizers.Tokenizer:
 
 
 def test_the_first_command_fixes_the_shape(tmp_path: Path, config: Path, small_spec: ModelSpec) -> None:
-    run = Run.open(tmp_path / "run", StageOptions(config=config))
+    run = Run.open(tmp_path / "run", config)
     assert run.spec == small_spec
     assert (run.text.width, run.text.vocab_size) == (32, run.tokenizer.vocab_size)
-    assert Run.open(tmp_path / "run", StageOptions()).spec == small_spec  # later commands need not repeat it
-    assert Run.open(tmp_path / "run", StageOptions(config=config)).spec == small_spec
+    assert Run.open(tmp_path / "run").spec == small_spec  # later commands need not repeat it
+    assert Run.open(tmp_path / "run", config).spec == small_spec
     config.write_text(json.dumps({**small_spec.to_config(), "num_hidden_layers": 3}))
     with pytest.raises(TrainingError, match="begun with another configuration"):
-        Run.open(tmp_path / "run", StageOptions(config=config))
+        Run.open(tmp_path / "run", config)
 
 
 def test_the_published_configuration_is_taken_with_the_ids_of_the_tokenizer(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_run_goes_on_from_a_checkpoint(
     tmp_path: Path, checkpoint: Path, models: tuple[VideoXL2, DualEncoder]
 ) -> None:
     """Nothing was trained yet: what is exported is what it began with, and the stages before are still told of."""
-    run = Run.open(tmp_path / "run", StageOptions(start=str(checkpoint)))
+    run = Run.open(tmp_path / "run", start=str(checkpoint))
     model, dual = run.models(torch.device("cpu"), 5)
     assert dual.image.encoder is model.vision
     assert all(parameter.requires_grad for module in (model, dual) for parameter in module.parameters())
@@ -161,11 +162,11 @@ def test_a_run_goes_on_from_a_checkpoint(
 
 
 def test_a_run_that_shows_a_model_what_it_knows_says_so(tmp_path: Path, models: tuple[VideoXL2, DualEncoder]) -> None:
-    begun_anew = Run.open(tmp_path / "anew", StageOptions())
+    begun_anew = Run.open(tmp_path / "anew")
     assert _seed_notices(begun_anew, 0) == []
     card = model_card("small", *models, {"train": 3}, [{"stage": "perception", "steps": 7, "seed": 4}])
     write_checkpoint(tmp_path / "seeded", *models, raw_tokenizer(), card)
-    run = Run.open(tmp_path / "run", StageOptions(start=str(tmp_path / "seeded")))
+    run = Run.open(tmp_path / "run", start=str(tmp_path / "seeded"))
     assert _seed_notices(run, 5) == []
     assert "clips of seed 4 before: another --seed" in _seed_notices(run, 4)[0]
 
@@ -175,22 +176,22 @@ def test_a_run_has_one_start(
 ) -> None:
     folder, options = tmp_path / "run", StageOptions(start=str(checkpoint))
     with pytest.raises(TrainingError, match="give no other configuration"):
-        Run.open(folder, dataclasses.replace(options, config=config))
+        Run.open(folder, config, options.start)
     assert not folder.exists()
-    Run.open(folder, options)
-    assert Run.open(folder, options).start == Run.open(folder, StageOptions()).start == folder / "start"
+    Run.open(folder, start=options.start)
+    assert Run.open(folder, start=options.start).start == Run.open(folder).start == folder / "start"
     with torch.no_grad():
         models[0].language.norm.weight.add_(1.0)
     write_checkpoint(checkpoint, *models, raw_tokenizer(), {"name": "x", "weights": "trained"})
     with pytest.raises(TrainingError, match="begun from another checkpoint"):
-        Run.open(folder, options)
+        Run.open(folder, start=options.start)
     (tmp_path / "other" / "perception").mkdir(parents=True)
     with pytest.raises(TrainingError, match="has begun stage perception without a start"):
-        Run.open(tmp_path / "other", options)
+        Run.open(tmp_path / "other", start=options.start)
 
 
 def test_a_start_of_another_shape_leaves_the_run_as_it_was(tmp_path: Path, checkpoint: Path) -> None:
-    Run.open(tmp_path / "run", StageOptions())
+    Run.open(tmp_path / "run")
     with pytest.raises(TrainingError, match="begun with another configuration"):
-        Run.open(tmp_path / "run", StageOptions(start=str(checkpoint)))
-    assert Run.open(tmp_path / "run", StageOptions()).start is None
+        Run.open(tmp_path / "run", start=str(checkpoint))
+    assert Run.open(tmp_path / "run").start is None
