@@ -9,7 +9,7 @@ Shapes: B texts, G frame groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,38 @@ from videoxl2.training.queries import claims_in, query_text
 _MIN_OVERLAP_S = 0.9
 
 
-def batch_claims(facts: Sequence[Facts], num: int, rng: np.random.Generator) -> list[Claim]:
-    """``num`` claims: half hold somewhere in the clips, half differ from such a one in a word."""
+@dataclass(frozen=True)
+class KnownClaims:
+    """Claims that hold in some clip of a batch: those that one of its frame groups shows for certain, and the rest."""
+
+    shown: tuple[Claim, ...]
+    elsewhere: tuple[Claim, ...]
+
+
+def known_claims(facts: Sequence[Facts], spans: Sequence[Sequence[Interval]]) -> KnownClaims:
+    """What holds in clips; ``spans[i]`` are the looked-at groups of clip i, timed like ``facts[i]``."""
     true = sorted({claim for one in facts for claim in claims_in(one)}, key=repr)
-    chosen = [true[i] for i in rng.permutation(len(true))[: num // 2].tolist()]
+    if not true:
+        return KnownClaims((), ())
+    is_shown = (pair_labels(true, facts, spans) == 1).any(axis=1).tolist()
+    return KnownClaims(
+        tuple(claim for claim, shown in zip(true, is_shown, strict=True) if shown),
+        tuple(claim for claim, shown in zip(true, is_shown, strict=True) if not shown),
+    )
+
+
+def batch_claims(known_ones: KnownClaims, num: int, rng: np.random.Generator) -> list[Claim]:
+    """``num`` claims: half are shown, an eighth hold at other times of the clips, the rest differ from such in a word.
+
+    Where less is shown, more differ. A long clip tells of much that a window of it does not show: were its claims
+    drawn alike, hardly a text would be true of any picture.
+    """
+
+    def drawn(claims: Sequence[Claim], most: int) -> list[Claim]:
+        return [claims[i] for i in rng.permutation(len(claims))[:most].tolist()]
+
+    chosen = drawn(known_ones.shown, num // 2) + drawn(known_ones.elsewhere, num // 8)
+    true = (*known_ones.shown, *known_ones.elsewhere)
     known = set(true)
     while len(chosen) < num:
         changed = vary(true[int(rng.integers(len(true)))], rng) if true else Claim("person", "red")

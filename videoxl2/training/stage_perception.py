@@ -39,7 +39,7 @@ from videoxl2.training.perception import (
 from videoxl2.training.recordings import Recording, finished_files
 from videoxl2.training.replicas import average_gradients, batch_number
 from videoxl2.training.samples import CELL_ACTIONS, CELL_KINDS, CELL_MOTIONS
-from videoxl2.training.search_targets import batch_claims, pair_labels, texts_of
+from videoxl2.training.search_targets import KnownClaims, batch_claims, known_claims, pair_labels, texts_of
 from videoxl2.training.splits import Split
 from videoxl2.training.trainer import TrainSettings, fit
 
@@ -70,13 +70,14 @@ class PerceptionBatch:
 @dataclass(frozen=True)
 class ClipWindows:
     """Windows of clips: pictures [F, S, S, 3] and cell owners [F, Y, X] of each, one table [5, A + 1] per frame of all,
-    and of each the facts of its clip with the interval of every frame group."""
+    and of each the facts of its clip with the interval of every frame group; what is known to be true of them."""
 
     frames: list[NDArray[np.uint8]]
     owners: list[NDArray[np.uint8]]
     tables: list[NDArray[np.uint8]]
     facts: list[Facts]
     spans: list[list[Interval]]
+    claims: KnownClaims
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ class ClipSampler:
             spans.append(
                 [(float(t), float(t) + FRAMES_PER_GROUP) for t in range(first, first + size, FRAMES_PER_GROUP)]
             )
-        return ClipWindows(frames, owners, tables, facts, spans)
+        return ClipWindows(frames, owners, tables, facts, spans, known_claims(facts, spans))
 
     def texts(self, seen: ClipWindows, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Ids [B, T] of texts about the windows, and the label of each with each frame group [B, G]."""
-        claims = batch_claims(seen.facts, self._shape.texts, rng)
+        claims = batch_claims(seen.claims, self._shape.texts, rng)
         texts = [paraphrase(text, rng) for text in texts_of(claims)]
         labels_BG = pair_labels(claims, seen.facts, seen.spans).astype(np.int64)
         return torch.tensor([self.text_ids(text) for text in texts]), torch.from_numpy(labels_BG)

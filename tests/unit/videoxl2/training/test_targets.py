@@ -22,7 +22,7 @@ from videoxl2.training.perception import (
 from videoxl2.training.queries import query_text
 from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS
 from videoxl2.training.scene import COLOURS
-from videoxl2.training.search_targets import batch_claims, pair_labels, vary
+from videoxl2.training.search_targets import batch_claims, known_claims, pair_labels, vary
 
 KIND, COLOUR, TROUSERS, MOTION = (sum(FRAME_SIZES[:i]) for i in range(4))
 KIND_COLOUR = sum(FRAME_SIZES)
@@ -143,12 +143,28 @@ def test_pairs_of_several_clips_stand_side_by_side() -> None:
     assert pair_labels([Claim("person", "red")], [empty, full], [spans, spans]).tolist() == [[0, 0, 1, 1]]
 
 
-def test_half_of_the_claims_hold_and_none_comes_twice_as_true() -> None:
+def test_half_of_the_claims_are_shown_and_none_comes_twice_as_true() -> None:
     facts = Facts("gate", 0.0, 8.0, (person("a", "red", (0.0, 8.0)), person("b", "green", (0.0, 8.0))), ())
-    claims = batch_claims([facts], 12, np.random.default_rng(2))
+    known = known_claims([facts], [[(0.0, 4.0), (4.0, 8.0)]])
+    assert Claim("person", "red") in known.shown and not known.elsewhere
+    claims = batch_claims(known, 12, np.random.default_rng(2))
     true = [claim for claim in claims if claim.is_true(facts)]
     assert len(claims) == 12 and 2 <= len(true) <= 7
-    assert len(batch_claims([Facts("gate", 0.0, 8.0, (), ())], 6, np.random.default_rng(2))) == 6
+    nothing = known_claims([Facts("gate", 0.0, 8.0, (), ())], [[(0.0, 4.0)]])
+    assert nothing.shown == nothing.elsewhere == () and len(batch_claims(nothing, 6, np.random.default_rng(2))) == 6
+
+
+def test_what_holds_at_other_times_of_a_long_clip_does_not_crowd_out_what_is_shown() -> None:
+    colours = [colour for colour in PALETTES["person"] if colour != "red"]
+    others = [person(f"o{i}", colour, (40.0 + i, 60.0)) for i, colour in enumerate(colours)]
+    facts = Facts("gate", 0.0, 60.0, (person("a", "red", (0.0, 8.0)), *others), ())
+    known = known_claims([facts], [[(0.0, 4.0), (4.0, 8.0)]])
+    assert Claim("person", "red") in known.shown
+    assert {Claim("person", colour) for colour in colours} <= set(known.elsewhere)
+    for seed in range(20):
+        claims = batch_claims(known, 16, np.random.default_rng(seed))
+        assert len(claims) == 16 and set(known.shown) <= set(claims)
+        assert len(set(claims) & set(known.elsewhere)) >= 2
 
 
 def test_a_varied_claim_has_the_words_of_its_kind() -> None:
