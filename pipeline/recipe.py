@@ -25,7 +25,7 @@ from indexers.store import TABLES_FOLDER
 from pipeline.config import IngestSettings
 from pipeline.errors import ConfigError, ModelMismatch
 from videoxl2.checkpoint import CheckpointInfo, read_config
-from videoxl2.config import LevelSettings, PrefillSettings, dual_encoder_vision
+from videoxl2.config import GroupSpec, LevelSettings, PrefillSettings, dual_encoder_vision
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.wording import prefix_text, timestamp_text
 
@@ -135,6 +135,8 @@ class Manifest(BaseModel):
 def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> Recipe:
     """The recipe of an archive made by this checkpoint and its dual encoder with these settings."""
     encoder = read_config(dual_encoder_folder(info.folder))
+    towers = {"image": asdict(dual_encoder_vision(encoder)), "text": asdict(TextSpec.from_config(encoder))}
+    group = GroupSpec.from_config(encoder)
     return Recipe(
         schema_version=SCHEMA_VERSION,
         kv_layout_version=KV_LAYOUT_VERSION,
@@ -142,7 +144,7 @@ def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> R
         encoder_digest=info.encoder_digest,
         tokenizer_digest=info.tokenizer_digest,
         encoder_tokenizer_digest=info.encoder_tokenizer_digest,
-        encoder={"image": asdict(dual_encoder_vision(encoder)), "text": asdict(TextSpec.from_config(encoder))},
+        encoder=towers if group is None else {**towers, "group": asdict(group)},
         prompt_text=prefix_text(),
         timestamp_text=timestamp_text(TIMESTAMP_SAMPLE_S),
         architecture=json.loads(json.dumps(info.spec.to_dict())),

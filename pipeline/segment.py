@@ -143,7 +143,8 @@ class SegmentBuilder:
         self._encoder = SegmentEncoder(model, recipe, expected_s=_expected_s(recipe, facts, segment_index))
         self._model = model
         self._image_encoder = image_encoder
-        self._is_shared = image_encoder.has_tower(model.vision)
+        self._reads_tokens = image_encoder.token_width is not None
+        self._is_shared = not self._reads_tokens and image_encoder.has_tower(model.vision)
         self._recipe = recipe
         self._facts = facts
         self.task = task
@@ -169,9 +170,12 @@ class SegmentBuilder:
     def add(self, batch: FrameBatch) -> None:
         """Take one batch of frames, with the vision part and with the image encoder: one tower if they share it.
 
-        Raises ``ContextOverflow`` where the segment is longer than the model can read.
+        An image encoder that reads visual tokens has no pass of its own. Raises ``ContextOverflow`` where the segment
+        is longer than the model can read.
         """
-        if self._is_shared and batch.embed_u8_FHWC is None:
+        if self._reads_tokens:
+            self._encoder.add(batch)
+        elif self._is_shared and batch.embed_u8_FHWC is None:
             self._encoder.add(
                 batch, on_features=lambda features: self._keep(self._image_encoder.embed_features(features))
             )
@@ -193,7 +197,6 @@ class SegmentBuilder:
         size = self._model.spec.frames_per_group
         chunks = self._encoder.prefill()
         wait_for(chunks[-1].kv_LSKMDh)
-        vectors_FE = np.concatenate([vectors.cpu().numpy() for vectors in self._vectors])
         starts = range(0, self.num_frames, size)
         return Segment(
             recipe=self._recipe,
@@ -206,10 +209,19 @@ class SegmentBuilder:
             prefill_s=self._encoder.language_s(),
             visual_GPD=self._encoder.visual_GPD,
             group_times_s=tuple(self._encoder.group_times_s),
-            vectors_GE=np.stack([_unit(vectors_FE[i : i + size].mean(axis=0)) for i in starts]).astype(np.float32),
+            vectors_GE=self._group_vectors(),
             motion_G=np.array([np.mean(self._motion[i : i + size]) for i in starts]),
             thumbnails=tuple(self._thumbnails),
         )
+
+    def _group_vectors(self) -> np.ndarray:
+        """One unit vector [G, E] per frame group: of its visual tokens, or the mean of its frames'."""
+        if self._reads_tokens:
+            return self._image_encoder.embed_groups(self._encoder.visual_GPD).cpu().numpy()
+        size = self._model.spec.frames_per_group
+        vectors_FE = np.concatenate([vectors.cpu().numpy() for vectors in self._vectors])
+        groups = [vectors_FE[first : first + size] for first in range(0, self.num_frames, size)]
+        return np.stack([_unit(frames_FE.mean(axis=0)) for frames_FE in groups]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -237,6 +237,50 @@ def dual_encoder_vision(config: Mapping[str, Any]) -> VisionSpec:
     return vision_spec_from_hf(vision, num_layers=int(vision["num_hidden_layers"]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSpec:
+    """The part of a dual encoder that reads visual tokens (``dual_encoder.GroupHead``): ours, no published one has it.
+
+    It stands in the dual encoder's ``config.json`` as ``group_config``.
+    """
+
+    token_width: int
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    embedding_width: int
+    layer_norm_eps: float = 1e-6
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> GroupSpec | None:
+        """What a dual encoder's ``config.json`` says of it, None where it has none."""
+        group = config.get("group_config")
+        if group is None:
+            return None
+        return cls(
+            token_width=int(group["token_size"]),
+            width=int(group["hidden_size"]),
+            mlp_width=int(group["intermediate_size"]),
+            num_layers=int(group["num_hidden_layers"]),
+            num_heads=int(group["num_attention_heads"]),
+            embedding_width=int(group["projection_size"]),
+            layer_norm_eps=float(group.get("layer_norm_eps", 1e-6)),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """The fields of ``group_config``, named as those of the towers."""
+        return {
+            "token_size": self.token_width,
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp_width,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "projection_size": self.embedding_width,
+            "layer_norm_eps": self.layer_norm_eps,
+        }
+
+
 def _vision_spec(config: Mapping[str, Any]) -> VisionSpec:
     tower = config.get("vision_config")
     if tower is None:

@@ -3,7 +3,11 @@
 ``ImageEncoder`` is what ingestion uses. ``DualEncoder`` is both towers with trainable weights, for training and parity;
 searching uses the numpy text tower in ``text_tower``, which imports no torch.
 
-Shapes: F frames, S image side, P patches, D width, E embedding width, B texts, T text positions.
+The search vector of a frame group is the mean of its frames' vectors, or, where the dual encoder has a ``GroupHead``
+(ours, beside SigLIP's parts), what that reads off the group's visual tokens. A mean of frames does not know what moves.
+
+Shapes: F frames, S image side, P patches (or visual tokens of a group), D width, E embedding width, B texts, T text
+positions, G frame groups.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from torch.nn import functional
 
 from videoxl2.attention import attend
 from videoxl2.checkpoint import read_config, resolve_checkpoint
-from videoxl2.config import VisionSpec, dual_encoder_vision
+from videoxl2.config import GroupSpec, VisionSpec, dual_encoder_vision
+from videoxl2.errors import ModelError
 from videoxl2.model import choose_device
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.vision import SiglipEncoder, SiglipLayer, SiglipMLP
-from videoxl2.weights import IMAGE_TOWER_TABLE, load_weights
+from videoxl2.weights import GROUP_HEAD_TABLE, IMAGE_TOWER_TABLE, load_weights
 
 _CPU_BATCH = 16
 _GPU_BATCH = 128
@@ -100,13 +105,43 @@ class TextTower(nn.Module):
         return self.head(self.final_layer_norm(hidden_BTD[:, -1]))
 
 
-class DualEncoder(nn.Module):
-    """Both towers and the scale and bias of the sigmoid loss."""
+class GroupHead(nn.Module):
+    """The search vector of a frame group out of its visual tokens, which DTS has made of all its frames together.
 
-    def __init__(self, vision: VisionSpec, text: TextSpec) -> None:
+    Tokens look at each other, then what is there on average and what is there at all (mean and maximum over tokens)
+    becomes one vector: a group shows several things, and each must leave its mark.
+    """
+
+    def __init__(self, spec: GroupSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.token_norm = nn.LayerNorm(spec.token_width, spec.layer_norm_eps)
+        self.token_projection = nn.Linear(spec.token_width, spec.width)
+        self.layers = nn.ModuleList(
+            SiglipLayer(spec.width, spec.mlp_width, spec.num_heads, spec.layer_norm_eps) for _ in range(spec.num_layers)
+        )
+        self.final_layer_norm = nn.LayerNorm(spec.width, spec.layer_norm_eps)
+        self.fc1 = nn.Linear(2 * spec.width, spec.mlp_width)
+        self.head = nn.Linear(spec.mlp_width, spec.embedding_width)
+
+    def forward(self, tokens_GPD: Tensor) -> Tensor:
+        """Vectors [G, E], not normalised."""
+        hidden_GPD = self.token_projection(self.token_norm(tokens_GPD))
+        for layer in self.layers:
+            hidden_GPD = layer(hidden_GPD)
+        hidden_GPD = self.final_layer_norm(hidden_GPD)
+        seen = torch.cat((hidden_GPD.mean(dim=1), hidden_GPD.amax(dim=1)), dim=-1)
+        return self.head(functional.gelu(self.fc1(seen)))
+
+
+class DualEncoder(nn.Module):
+    """Both towers, the head that reads visual tokens where there is one, and scale and bias of the sigmoid loss."""
+
+    def __init__(self, vision: VisionSpec, text: TextSpec, group: GroupSpec | None = None) -> None:
         super().__init__()
         self.image = ImageTower(vision)
         self.text = TextTower(text)
+        self.group = None if group is None else GroupHead(group)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
 
@@ -123,10 +158,11 @@ def image_spec(folder: Path) -> VisionSpec:
 
 
 class ImageEncoder:
-    """Frames to search vectors."""
+    """Frames, or visual tokens where it has a head for them, to search vectors."""
 
-    def __init__(self, tower: ImageTower) -> None:
+    def __init__(self, tower: ImageTower, group: GroupHead | None = None) -> None:
         self._tower = tower.eval()
+        self._group = None if group is None else group.eval()
 
     @classmethod
     def from_pretrained(
@@ -138,7 +174,18 @@ class ImageEncoder:
         with torch.device("meta"):
             tower = ImageTower(image_spec(folder))
         load_weights(tower, folder, IMAGE_TOWER_TABLE, device=device, dtype=dtype)
-        return cls(tower)
+        spec = GroupSpec.from_config(read_config(folder))
+        if spec is None:
+            return cls(tower)
+        with torch.device("meta"):
+            group = GroupHead(spec)
+        load_weights(group, folder, GROUP_HEAD_TABLE, device=device, dtype=dtype)
+        return cls(tower, group)
+
+    @property
+    def token_width(self) -> int | None:
+        """Width of the visual tokens that it makes a group's vector of; None: that is the mean of its frames'."""
+        return None if self._group is None else self._group.spec.token_width
 
     @property
     def image_size(self) -> int:
@@ -165,6 +212,19 @@ class ImageEncoder:
     def embed_features(self, features_FPD: Tensor) -> Tensor:
         """``embed`` of frames from the features of a tower with the same weights (``has_tower``)."""
         return functional.normalize(self._tower.pool(features_FPD).to(torch.float32), dim=-1)
+
+    @torch.no_grad()
+    def embed_groups(self, tokens_GPD: Tensor) -> Tensor:
+        """Visual tokens [G, P, D] to the vectors [G, E] of their groups, float32 and of unit length.
+
+        Raises ``ModelError`` where this encoder has no head for them, or one for tokens of another width.
+        """
+        if self._group is None or tokens_GPD.shape[-1] != self.token_width:
+            raise ModelError(f"this dual encoder reads tokens of width {self.token_width}, not {tokens_GPD.shape[-1]}")
+        weight = self._group.head.weight
+        batches = tokens_GPD.split(_GPU_BATCH if weight.is_cuda else _CPU_BATCH)
+        vectors = [self._group(batch.to(device=weight.device, dtype=weight.dtype)) for batch in batches]
+        return functional.normalize(torch.cat(vectors).to(torch.float32), dim=-1)
 
     def has_tower(self, tower: SiglipEncoder) -> bool:
         """Whether a tower is this encoder's own: same shape, dtype and weights. Its features need no second pass."""

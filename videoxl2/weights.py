@@ -84,11 +84,16 @@ TEXT_TOWER_RENAMES = (
     ("head.", "text_model.head."),
 )
 _POSITION_IDS = r"(vision|text)_model\.embeddings\.position_ids"
-IMAGE_TOWER_TABLE = KeyTable(IMAGE_TOWER_RENAMES, (r"text_model\..*", r"logit_(scale|bias)", _POSITION_IDS))
+_GROUP_HEAD = "group_model."
+"""Ours: the published dual encoders have no such keys."""
+_OF_NO_TOWER = (r"logit_(scale|bias)", _POSITION_IDS)
+IMAGE_TOWER_TABLE = KeyTable(IMAGE_TOWER_RENAMES, (r"(text|group)_model\..*", *_OF_NO_TOWER))
+GROUP_HEAD_TABLE = KeyTable((("", _GROUP_HEAD),), (r"(text|vision)_model\..*", *_OF_NO_TOWER))
 DUAL_ENCODER_TABLE = KeyTable(
     (
         *((f"image.{ours}", published) for ours, published in IMAGE_TOWER_RENAMES),
         *((f"text.{ours}", published) for ours, published in TEXT_TOWER_RENAMES),
+        ("group.", _GROUP_HEAD),
         ("logit_", "logit_"),
     ),
     (_POSITION_IDS,),

@@ -118,9 +118,9 @@ def index(
 ) -> IndexedVideo:
     """The video as an archive holds it."""
     result = model.index(frames, times_s, chunk_groups=arguments.chunk_groups)
-    vectors_FE = torch.cat(
+    vectors_GE = torch.cat(
         [
-            image.embed(frames_to_pixels(frames[first : first + FRAMES_PER_CLIP], image.image_size))
+            group_vectors(model, image, frames[first : first + FRAMES_PER_CLIP])
             for first in range(0, len(frames), FRAMES_PER_CLIP)
         ]
     )
@@ -128,9 +128,17 @@ def index(
     starts = range(0, len(frames), per_chunk)
     return IndexedVideo(
         chunks=[sparsify(chunk, arguments.compression) for chunk in result.chunks],
-        vectors_nE=[vectors_FE[start : start + per_chunk].cpu() for start in starts],
+        vectors_nE=list(vectors_GE.cpu().split(arguments.chunk_groups)),
         spans_s=[(times_s[start], times_s[min(start + per_chunk, len(frames)) - 1] + 1.0) for start in starts],
     )
+
+
+def group_vectors(model: VideoXL2, image: ImageEncoder, frames: np.ndarray) -> torch.Tensor:
+    """Search vectors [G, E] of frame groups, as ingestion makes them."""
+    if image.token_width is not None:
+        return image.embed_groups(model.encode_frames(frames_to_pixels(frames, model.spec.vision.image_size)))
+    vectors = image.embed(frames_to_pixels(frames, image.image_size)).split(model.spec.frames_per_group)
+    return torch.stack([torch.nn.functional.normalize(group_FE.mean(dim=0), dim=-1) for group_FE in vectors])
 
 
 def ask(model: VideoXL2, text: TextEncoder, videos: Mapping[str, IndexedVideo], query: SearchQuery) -> Iterator[Asked]:

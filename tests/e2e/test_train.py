@@ -62,11 +62,14 @@ def test_all_stages_one_after_the_other(tmp_path: Path) -> None:
         assert refused.code == 2
         assert f"vxl train --stage {before}" in refused.error_line
 
-    for stage in ("perception", "search"):
-        report = train(run, stage, "--steps", "3")
-        assert report["steps"] == 3 and report["validation"]["search_ap"] >= 0
+    report = train(run, "perception", "--steps", "3")
+    assert report["steps"] == 3 and report["validation"]["search_ap"] >= 0
+    refused = call("train", "--stage", "search", "--folder", run, "--device", "cpu")
+    assert refused.code == 2 and "vxl train --stage features" in refused.error_line
     assert train(run, "features", "--processes", "2")["computed"] == 8
     assert train(run, "features")["computed"] == 0
+    report = train(run, "search", "--steps", "3")
+    assert report["steps"] == 3 and report["validation"]["search_ap"] >= 0
 
     refused = call("train", "--stage", "instruction", "--folder", run, "--device", "cpu", "--steps", "2")
     assert "vxl train --stage pretraining" in refused.error_line
@@ -118,7 +121,7 @@ def the_checkpoint_works(checkpoint: Path, config: Path) -> None:
     )
     images = ImageEncoder.from_pretrained(str(checkpoint), device="cpu")
     texts = TextEncoder.from_pretrained(str(checkpoint)).embed(["a red car"])
-    assert images.embed(pixels).shape[1] == texts.shape[1]
+    assert images.embed_groups(model.encode_frames(pixels)).shape == (2, texts.shape[1])
 
 
 def test_impossible_requests_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class PictureFeed:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def make(self, step: int, image_size: int, _stride: int = 1) -> list[PixelDialogue]:
+    def make(self, step: int, image_size: int) -> list[PixelDialogue]:
         """The samples of a step; the same step gives the same samples."""
         rng = np.random.default_rng([self._seed, step, 83])
         settings = self._settings
@@ -131,7 +131,7 @@ def train_end_to_end(
         module.requires_grad_(True)
     size = model.spec.vision.image_size
     pictures = PictureFeed(clips, "train", model, tokenizer, language, settings.seed)
-    feed = Prefetcher(pictures.make, size, 1, threads=threads)
+    feed = Prefetcher(lambda step: pictures.make(step, size), threads=threads)
     held_out = PictureFeed(clips, "validation", model, tokenizer, language, _CHECK_SEED)
     checks = [sample for step in range(min(_MOST_CHECKS, len(held_out))) for sample in held_out.make(step, size)]
 

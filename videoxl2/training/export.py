@@ -15,7 +15,7 @@ import tokenizers
 import torch
 from torch import nn
 
-from videoxl2.config import VisionSpec
+from videoxl2.config import GroupSpec, VisionSpec
 from videoxl2.dual_encoder import DualEncoder
 from videoxl2.errors import ModelError
 from videoxl2.model import VideoXL2
@@ -36,9 +36,9 @@ LIMITS = (
 )
 
 
-def dual_config(vision: VisionSpec, text: TextSpec) -> dict[str, Any]:
-    """``config.json`` of a dual encoder of these towers, in the published field names."""
-    return {
+def dual_config(vision: VisionSpec, text: TextSpec, group: GroupSpec | None = None) -> dict[str, Any]:
+    """``config.json`` of a dual encoder of these parts, in the published field names (``group_config`` is ours)."""
+    towers: dict[str, Any] = {
         "model_type": "siglip",
         "vision_config": {
             "hidden_size": vision.width,
@@ -63,6 +63,7 @@ def dual_config(vision: VisionSpec, text: TextSpec) -> dict[str, Any]:
             "layer_norm_eps": text.layer_norm_eps,
         },
     }
+    return towers if group is None else {**towers, "group_config": group.to_config()}
 
 
 def write_checkpoint(
@@ -79,7 +80,8 @@ def write_checkpoint(
     dual_folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", model.spec.to_config())
     _write_json(folder / "card.json", card)
-    _write_json(dual_folder / "config.json", dual_config(dual.image.encoder.spec, dual.text.spec))
+    group = None if dual.group is None else dual.group.spec
+    _write_json(dual_folder / "config.json", dual_config(dual.image.encoder.spec, dual.text.spec, group))
     for target in (folder, dual_folder):
         tokenizer.save(str(target / "tokenizer.json"), pretty=False)
     save_weights(model, folder / "model.safetensors", video_table(model.spec), dtype=torch.float16)

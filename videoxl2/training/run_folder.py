@@ -23,8 +23,8 @@ import xxhash
 from torch import nn
 
 from videoxl2.checkpoint import resolve_checkpoint
-from videoxl2.config import ModelSpec, TokenIds
-from videoxl2.dual_encoder import DualEncoder
+from videoxl2.config import GroupSpec, ModelSpec, TokenIds
+from videoxl2.dual_encoder import DualEncoder, GroupHead
 from videoxl2.model import VideoXL2
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from videoxl2.training.stage_perception import FRAMES_PER_GROUP
 from videoxl2.training.trainer import load_modules, read_log
 from videoxl2.weights import DUAL_ENCODER_TABLE, load_weights
 
-Stage = Literal["footage", "perception", "search", "features", "pretraining", "instruction", "export"]
+Stage = Literal["footage", "perception", "features", "search", "pretraining", "instruction", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TRAINED_STAGES: tuple[Stage, ...] = ("perception", "search", "pretraining", "instruction")
 """Those that have a learning rate, a log and a curve."""
@@ -52,6 +52,7 @@ class Run:
     folder: Path
     spec: ModelSpec
     text: TextSpec
+    group: GroupSpec
     tokenizer: Tokenizer
 
     @classmethod
@@ -78,15 +79,16 @@ class Run:
         if not stored.is_file():
             spec = wanted or tiny_spec(raw)
             text = _text_spec(spec, raw) if checkpoint is None else _text_spec_of(checkpoint)
-            write_json(folder / "dual_encoder.json", dual_config(spec.vision, text))
+            write_json(folder / "dual_encoder.json", dual_config(spec.vision, text, _group_spec(spec, text)))
             write_json(stored, spec.to_config())
         spec = ModelSpec.from_config(read_json(stored))
         if wanted is not None and wanted != spec:
             raise TrainingError(f"{folder} was begun with another configuration; choose another folder or remove it")
         if checkpoint is not None:  # one of another shape has been refused by now
             _keep_start(folder, checkpoint)
-        text = TextSpec.from_config(read_json(folder / "dual_encoder.json"))
-        return cls(folder, spec, text, Tokenizer(folder))
+        dual = read_json(folder / "dual_encoder.json")
+        text = TextSpec.from_config(dual)
+        return cls(folder, spec, text, GroupSpec.from_config(dual) or _group_spec(spec, text), Tokenizer(folder))
 
     def path(self, stage: str) -> Path:
         return self.folder / stage
@@ -96,6 +98,10 @@ class Run:
         """The checkpoint that the run goes on from, None where it began with random weights."""
         return self.path("start") if self.path("start").is_dir() else None
 
+    def starts_with_group_head(self) -> bool:
+        """Whether the checkpoint that the run goes on from has a ``GroupHead``."""
+        return self.start is not None and "group_config" in read_json(dual_encoder_folder(self.start) / "config.json")
+
     def has(self, stage: str) -> bool:
         """Whether a training stage has made something."""
         return (self.path(stage) / "state.pt").is_file()
@@ -104,18 +110,22 @@ class Run:
         """Both models with starting weights; they share one tower, as in stage 1.
 
         The decoder begins with words as large as its visual tokens (``EMBEDDING_SCALE``); the projector's output is
-        not yet scaled to them (``load_perception``).
+        not yet scaled to them (``load_perception``). A start whose dual encoder has no ``GroupHead`` gets a new one.
         """
         if self.start is not None:
             model = VideoXL2.from_pretrained(str(self.start), "cpu", torch.float32)
-            dual = DualEncoder(self.spec.vision, self.text)
             towers = dual_encoder_folder(self.start)
+            group = GroupSpec.from_config(read_json(towers / "config.json"))
+            dual = DualEncoder(self.spec.vision, self.text, group)
             load_weights(dual, towers, DUAL_ENCODER_TABLE, device="cpu", dtype=torch.float32)
+            if dual.group is None:
+                dual.group = GroupHead(self.group)
+                initialise_for_training(dual.group, seed + 2)
             _scale_output(model, 1 / VISUAL_SCALE)
             for module in (model, dual):
                 module.requires_grad_(True).train()
         else:
-            model, dual = VideoXL2(self.spec), DualEncoder(self.spec.vision, self.text)
+            model, dual = VideoXL2(self.spec), DualEncoder(self.spec.vision, self.text, self.group)
             initialise_for_training(model, seed)
             initialise_for_training(dual, seed + 1)
             with torch.no_grad():
@@ -250,6 +260,19 @@ def _text_spec(spec: ModelSpec, tokenizer: tokenizers.Tokenizer) -> TextSpec:
         num_positions=64,
         embedding_width=vision.width,
         pad_id=tokenizer.get_vocab()["<|endoftext|>"],
+    )
+
+
+def _group_spec(spec: ModelSpec, text: TextSpec) -> GroupSpec:
+    """The head that reads visual tokens: one layer as wide as the image tower."""
+    vision = spec.vision
+    return GroupSpec(
+        token_width=spec.language.width,
+        width=vision.width,
+        mlp_width=vision.mlp_width,
+        num_layers=1,
+        num_heads=vision.num_heads,
+        embedding_width=text.embedding_width,
     )
 
 

@@ -8,6 +8,7 @@ Shapes: F frames, G frame groups, B texts, E embedding width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch.nn import functional
 from videoxl2.dual_encoder import DualEncoder
 from videoxl2.model import VideoXL2
 from videoxl2.preprocess import frames_to_pixels
-from videoxl2.text_tower import canonical_text
+from videoxl2.text_tower import TextSpec, canonical_text
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.facts import Facts, Interval
@@ -97,10 +98,10 @@ class ClipSampler:
     """Batches of windows from recorded clips; windows in which something is to be seen are likelier."""
 
     def __init__(
-        self, paths: Sequence[Path], tokenizer: Tokenizer, num_positions: int, pad_id: int, shape: BatchShape, seed: int
+        self, paths: Sequence[Path], tokenizer: Tokenizer, text: TextSpec, shape: BatchShape, seed: int
     ) -> None:
         self._paths = list(paths)
-        self._tokenizer, self._num_positions, self._pad_id = tokenizer, num_positions, pad_id
+        self._ids_of = functools.partial(text_ids, tokenizer, text)
         self._shape, self._seed = shape, seed
         self._lively = [liveliness(path) for path in self._paths]
         share = np.asarray([0.3 + lively_F.mean() for lively_F in self._lively])
@@ -142,12 +143,7 @@ class ClipSampler:
         claims = batch_claims(seen.claims, self._shape.texts, rng)
         texts = [paraphrase(text, rng) for text in texts_of(claims)]
         labels_BG = pair_labels(claims, seen.facts, seen.spans).astype(np.int64)
-        return torch.tensor([self.text_ids(text) for text in texts]), torch.from_numpy(labels_BG)
-
-    def text_ids(self, text: str) -> list[int]:
-        """Ids as ``text_tower.TextEncoder.token_ids`` makes them."""
-        ids = self._tokenizer.encode(canonical_text(text))[: self._num_positions - 1]
-        return ids + [self._pad_id] * (self._num_positions - len(ids))
+        return self._ids_of(texts), torch.from_numpy(labels_BG)
 
     def _clip(self, rng: np.random.Generator) -> int:
         return int(rng.choice(len(self._paths), p=self._share))
@@ -159,6 +155,12 @@ class ClipSampler:
             return int(rng.choice(starts))
         weight = np.convolve(lively_F, np.ones(size), "valid") + 0.05 * size
         return int(rng.choice(starts, p=weight / weight.sum()))
+
+
+def text_ids(tokenizer: Tokenizer, spec: TextSpec, texts: Sequence[str]) -> Tensor:
+    """Ids [B, T] of texts as ``text_tower.TextEncoder.token_ids`` makes them."""
+    found = [tokenizer.encode(canonical_text(text))[: spec.num_positions - 1] for text in texts]
+    return torch.tensor([ids + [spec.pad_id] * (spec.num_positions - len(ids)) for ids in found])
 
 
 def liveliness(path: Path) -> np.ndarray:
@@ -214,19 +216,10 @@ Batch = TypeVar("Batch")
 
 
 class Prefetcher(Generic[Batch]):
-    """Batches of the steps to come, made in threads while the model works: ``make(number, image_size, pool_stride)``,
-    where the number is this replica's of the step."""
+    """Batches of the steps to come, made in threads while the model works, from this replica's number of the step."""
 
-    def __init__(
-        self,
-        make: Callable[[int, int, int], Batch],
-        image_size: int,
-        pool_stride: int,
-        ahead: int = 3,
-        threads: int = 1,
-    ) -> None:
+    def __init__(self, make: Callable[[int], Batch], ahead: int = 3, threads: int = 1) -> None:
         self._make = make
-        self._arguments = (image_size, pool_stride)
         self._pool = ThreadPoolExecutor(threads)
         self._ahead = max(ahead, threads)
         self._waiting: dict[int, Future[Batch]] = {}
@@ -235,7 +228,7 @@ class Prefetcher(Generic[Batch]):
         """The batch of a step; those of the next steps are begun."""
         for future in range(step, step + self._ahead):
             if future not in self._waiting:
-                self._waiting[future] = self._pool.submit(self._make, batch_number(future), *self._arguments)
+                self._waiting[future] = self._pool.submit(self._make, batch_number(future))
         return self._waiting.pop(step).result()
 
 
@@ -258,11 +251,19 @@ class PerceptionModules:
             "dts": self.model.dts,
             "projector": self.model.projector,
             "heads": self.heads,
-            "image_norm": self.dual.image.post_layernorm,
-            "image_head": self.dual.image.head,
-            "text": self.dual.text,
-            "scale": SigmoidScale(self.dual),
+            **frame_modules(self.dual),
+            **text_modules(self.dual),
         }
+
+
+def frame_modules(dual: DualEncoder) -> dict[str, torch.nn.Module]:
+    """What makes vectors of frames out of the tower's features."""
+    return {"image_norm": dual.image.post_layernorm, "image_head": dual.image.head}
+
+
+def text_modules(dual: DualEncoder) -> dict[str, torch.nn.Module]:
+    """What makes vectors of texts, and the scale of their products."""
+    return {"text": dual.text, "scale": SigmoidScale(dual)}
 
 
 class SigmoidScale(torch.nn.Module):
@@ -325,7 +326,8 @@ def train_perception(
         return clip_sampler(clips, split, tokenizer, modules.dual, sizes, settings.seed)
 
     size, stride = spec.vision.image_size, spec.pool_stride
-    feed = Prefetcher(sampler("train", shape or BatchShape()).batch, size, stride, threads=threads)
+    shown = sampler("train", shape or BatchShape())
+    feed = Prefetcher(lambda number: shown.batch(number, size, stride), threads=threads)
     held_out = clip_paths(clips, "validation")
     check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False)
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
@@ -359,8 +361,7 @@ def clip_sampler(
     clips: Path, split: Split, tokenizer: Tokenizer, dual: DualEncoder, shape: BatchShape, seed: int
 ) -> ClipSampler:
     """Batches of a split's clips, with texts as the text tower takes them."""
-    text = dual.text.spec
-    return ClipSampler(clip_paths(clips, split), tokenizer, text.num_positions, text.pad_id, shape, seed)
+    return ClipSampler(clip_paths(clips, split), tokenizer, dual.text.spec, shape, seed)
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
     footage       clips/{train,validation}/*.npz        recorded clips with dense labels
     perception    perception/                           stage 1: tower, DTS and projector, and a first dual encoder
-    search        search/                               stage 2: the dual encoder on the tower of stage 1
     features      features/{train,validation}/*.npy     visual tokens of every clip, computed once
+    search        search/                               stage 2: texts meet visual tokens of stage 1
     pretraining   pretraining/                          stage 3: the decoder on short stretches
     instruction   instruction/                          stage 4: the decoder (or more) on long stretches
     export        checkpoint/                           a checkpoint folder with its model card
@@ -45,8 +45,8 @@ from videoxl2.training.run_folder import (
 )
 from videoxl2.training.splits import Split
 from videoxl2.training.stage_language import LanguageSettings, train_language
-from videoxl2.training.stage_perception import PerceptionModules, clip_paths, train_perception
-from videoxl2.training.stage_search import search_modules, train_search
+from videoxl2.training.stage_perception import PerceptionModules, clip_paths, frame_modules, train_perception
+from videoxl2.training.stage_search import search_modules, text_modules, train_search
 from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplotlib
 
 DEFAULTS: Mapping[str, TrainSettings] = {
@@ -191,20 +191,12 @@ def _perception(run: Run, options: StageOptions, observe: Observer) -> StageRepo
 
 
 def _search(run: Run, options: StageOptions, observe: Observer) -> StageReport:
-    _check_clips(run)
     device, settings = _device(options), _settings("search", options)
-    model, dual = run.models(device, settings.seed)
-    run.load("perception", {"vision": model.vision, **search_modules(dual)})
-    train_search(
-        run.path("search"),
-        dual,
-        run.path("clips"),
-        run.tokenizer,
-        settings,
-        threads=options.workers,
-        on_step=_on_step(settings, observe),
-    )
-    return _finish(run, "search", device)
+    _, dual = run.models(device, settings.seed)
+    run.load("perception", text_modules(dual))
+    clips = _cached_clips(run)
+    train_search(run.path("search"), dual, clips, run.tokenizer, settings, on_step=_on_step(settings, observe))
+    return _finish(run, "search", device, _seed_notices(run, settings.seed))
 
 
 def _features(run: Run, options: StageOptions, observe: Observer) -> StageReport:
@@ -273,24 +265,32 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
         )
         slow = device.type == "cpu" and "training from pixels on a CPU is slow; a GPU is what it is made for"
         return _finish(run, stage, device, [*([slow] if slow else []), *_seed_notices(run, settings.seed)])
+    clips = _cached_clips(run)
+    train_language(run.path(stage), model.language, clips, run.tokenizer, settings, language, on_step=on_step)
+    return _finish(run, stage, device, _seed_notices(run, settings.seed))
+
+
+def _cached_clips(run: Run) -> dict[str, list[CachedClip]]:
+    """The clips of each split with their visual tokens; ``TrainingError`` where there are none, or others' tokens."""
     clips: dict[str, list[CachedClip]] = {
         split: load_features(run.path("clips"), run.path("features"), split) for split in _SPLITS
     }
     if not all(clips.values()):
         raise TrainingError(f"{run.folder} has no visual tokens: run vxl train --stage features first")
     _check_made_with(run, "features", run.path("features") / "features.json")
-    train_language(run.path(stage), model.language, clips, run.tokenizer, settings, language, on_step=on_step)
-    return _finish(run, stage, device, _seed_notices(run, settings.seed))
+    return clips
 
 
 def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     model, dual = run.models(torch.device("cpu"), 0)
     # The dual encoder keeps the tower it was trained with, whatever the instruction stage made of the model's own.
     run.load_perception(model)
-    run.load("perception", search_modules(dual))
+    run.load("perception", {**frame_modules(dual), **text_modules(dual)})
     if run.has("search"):
         run.load("search", search_modules(dual))
-    separate = DualEncoder(run.spec.vision, run.text)
+    elif not run.starts_with_group_head():
+        dual.group = None  # it has learned nothing
+    separate = DualEncoder(run.spec.vision, run.text, None if dual.group is None else dual.group.spec)
     separate.load_state_dict(dual.state_dict())
     run.load("pretraining", {"language": model.language})
     trained = _trained_parts(run, "instruction")
@@ -307,7 +307,7 @@ def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     num_bytes = sum(path.stat().st_size for path in run.path("checkpoint").rglob("*") if path.is_file())
     notices = [notice for stage in begun for notice in _cut_notices(run, stage)]
     if "search" not in begun:
-        notices.append("search vectors are those of stage perception, since stage search has not run")
+        notices.append("search vectors are those of stage perception or of the start, since stage search has not run")
     facts = {"name": name, "parameters": card["parameters"], "bytes": num_bytes}
     return StageReport("export", str(run.folder), facts, ["checkpoint"], notices)
 

@@ -54,7 +54,8 @@ class FakeModel:
         groups = -(-pixels_F3SS.shape[0] // 4)
         if on_features is not None:
             on_features(pixels_F3SS.mean(dim=(2, 3)))
-        return torch.zeros(groups, VISUAL, 2)
+        first = pixels_F3SS[:, 0, 0, 0][::4, None, None]
+        return first.expand(groups, VISUAL, 2).clone()
 
     def begin_prefill(self, settings: Any, chunk_groups: int, *, expected_groups: int) -> Any:
         return FakePrefill(chunk_groups, expected_groups)
@@ -84,14 +85,19 @@ class FakePrefill:
 class FakeImageEncoder:
     image_size = SIZE
 
-    def __init__(self, *, has_tower: bool = False) -> None:
+    def __init__(self, *, has_tower: bool = False, token_width: int | None = None) -> None:
         self._has_tower = has_tower
+        self.token_width = token_width
 
     def has_tower(self, tower: Any) -> bool:
         assert tower == FakeModel.vision
         return self._has_tower
 
+    def embed_groups(self, tokens_GPD: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(tokens_GPD.flatten(1)[:, :4] + 1, dim=-1)
+
     def embed(self, pixels_F3SS: Tensor) -> Tensor:
+        assert self.token_width is None, "vectors come from the tokens"
         assert not self._has_tower, "one pass is enough"
         return self.embed_features(pixels_F3SS.mean(dim=(2, 3)))
 
@@ -108,6 +114,7 @@ def build(
     batch: int = 8,
     segment_s: float | None = 40.0,
     has_tower: bool = False,
+    token_width: int | None = None,
 ) -> Any:
     task = VideoTask(
         video_id=make_video_id(URI, "1"),
@@ -124,7 +131,7 @@ def build(
     recipe = RECIPE.model_copy(update={"segment_s": segment_s})
     builder = SegmentBuilder(
         model=FakeModel(),  # type: ignore[arg-type]
-        image_encoder=FakeImageEncoder(has_tower=has_tower),  # type: ignore[arg-type]
+        image_encoder=FakeImageEncoder(has_tower=has_tower, token_width=token_width),  # type: ignore[arg-type]
         recipe=recipe,
         task=task,
         facts={"duration_s": duration_s, "start_time": origin},
@@ -294,6 +301,17 @@ def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
     assert [row["group_id"] for row in rows_of(once.embeddings)] == [
         row["group_id"] for row in rows_of(twice.embeddings)
     ]
+
+
+def test_vectors_are_of_the_visual_tokens_where_the_encoder_reads_them() -> None:
+    """However a segment falls into batches; frames are not looked at a second time."""
+    segments = [build(22, batch=batch, token_width=2) for batch in (4, 8, 24)]
+    for segment in segments:
+        assert segment.vectors_GE.shape == (6, EMBEDDING_DIM) and segment.vectors_GE.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(segment.vectors_GE, axis=1), 1, atol=1e-6)
+        expected = FakeImageEncoder().embed_groups(segment.visual_GPD).numpy()
+        np.testing.assert_array_equal(segment.vectors_GE, expected)
+        np.testing.assert_array_equal(segment.vectors_GE, segments[0].vectors_GE)
 
 
 def test_a_shared_tower_gives_the_same_vectors() -> None:

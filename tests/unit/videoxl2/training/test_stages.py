@@ -15,7 +15,7 @@ import torch
 from tests.unit.videoxl2.test_config import PUBLISHED
 from videoxl2.checkpoint import resolve_checkpoint
 from videoxl2.config import ModelSpec, vision_spec_from_hf
-from videoxl2.dual_encoder import DualEncoder
+from videoxl2.dual_encoder import DualEncoder, ImageEncoder
 from videoxl2.errors import ModelError
 from videoxl2.model import VideoXL2
 from videoxl2.text_tower import TextSpec
@@ -120,6 +120,40 @@ def test_a_checkpoint_gives_back_its_weights_in_half_precision(
         assert torch.equal(parameter, model.get_parameter(name).detach().half().float()), name
     assert loaded.info.card["parameters"]["language"] == sum(p.numel() for p in model.language.parameters())
     assert loaded.info.card["training"][0]["device"] is None
+
+
+def test_a_head_for_visual_tokens_is_part_of_a_checkpoint_once_it_was_trained(
+    tmp_path: Path, models: tuple[VideoXL2, DualEncoder], small_spec: ModelSpec, small_text: TextSpec
+) -> None:
+    model, dual = models
+    plain = tmp_path / "plain"
+    write_checkpoint(plain, model, dual, raw_tokenizer(), {"name": "x", "weights": "trained"})
+    assert ImageEncoder.from_pretrained(str(plain), device="cpu").token_width is None
+    run = Run.open(tmp_path / "run", start=str(plain))
+    begun = run.models(torch.device("cpu"), 5)[1]
+    assert begun.group is not None, "a run has one to train"
+    assert run.group.token_width == small_spec.language.width and not run.starts_with_group_head()
+    (run.folder / "clips" / "train").mkdir(parents=True)
+    run_stage("export", run.folder, StageOptions())
+    untrained = ImageEncoder.from_pretrained(str(run.path("checkpoint")), device="cpu")
+    assert untrained.token_width is None, "which is left out as long as it has learned nothing"
+
+    begun.image.encoder = type(model.vision)(small_spec.vision)
+    initialise_for_training(begun, 8)
+    with_head = tmp_path / "head"
+    write_checkpoint(with_head, model, begun, raw_tokenizer(), {"name": "x", "weights": "trained"})
+    again = Run.open(tmp_path / "again", start=str(with_head))
+    assert again.starts_with_group_head() and again.group == run.group
+    head = again.models(torch.device("cpu"), 5)[1].group
+    assert head is not None
+    tokens_GPD = torch.randn(3, 4, small_spec.language.width)
+    expected = torch.nn.functional.normalize(head(tokens_GPD), dim=-1)
+    loaded = ImageEncoder.from_pretrained(str(with_head), device="cpu")
+    torch.testing.assert_close(loaded.embed_groups(tokens_GPD), expected.detach())
+    with pytest.raises(ModelError, match="width 32, not 33"):
+        loaded.embed_groups(torch.randn(3, 4, 33))
+    with pytest.raises(ModelError, match="width None"):
+        untrained.embed_groups(tokens_GPD)
 
 
 def test_a_weight_beyond_half_precision_is_refused_before_anything_is_written(
