@@ -76,7 +76,7 @@ class StretchSettings:
 
     groups: tuple[int, ...]
     longest_window: int = 14
-    whole: float = 0.5
+    whole: float = 0.7
     late_start: float = 0.35
     gap: float = 0.15
 

@@ -58,7 +58,7 @@ DEFAULTS: Mapping[str, TrainSettings] = {
 LANGUAGE: Mapping[str, LanguageSettings] = {
     "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2),
     "instruction": LanguageSettings(
-        groups=(4, 8, 15, 15, 30, 30, 75, 150), samples=3, questions=22, per_kind=4, pooled=0.5, grounding_weight=0.2
+        groups=(8, 15, 15, 30, 30, 75, 75, 150), samples=3, questions=22, per_kind=4, pooled=0.5, grounding_weight=0.2
     ),
 }
 """How long stretches are (in frame groups), and which share of samples has pooled chunks."""

@@ -244,3 +244,14 @@ def test_a_folder_of_other_things_is_not_made_an_archive(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="not empty and not an archive"):
         ingest_nothing(tmp_path, tmp_path / "source")
     assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_a_head_that_reads_visual_tokens_is_part_of_the_recipe() -> None:
+    """The packaged model's dual encoder has one; a recipe without one has no word of it."""
+    assert RECIPE.encoder is not None
+    assert RECIPE.encoder["group"]["embedding_width"] == RECIPE.embedding_dim
+    towers = {name: spec for name, spec in RECIPE.encoder.items() if name != "group"}
+    without = RECIPE.model_copy(update={"encoder": towers})
+    assert without.fingerprint != RECIPE.fingerprint
+    with pytest.raises(ModelMismatch, match="group"):
+        without.require_equal(RECIPE, "archive")
