@@ -199,7 +199,7 @@ def test_a_writer_that_lost_its_lease_commits_nothing_more(
 def test_tokens_on_s3_stand_in_for_kv_that_is_lost(client: Any, long_clip: Path, tmp_path: Path, indexed: Any) -> None:
     archive, below = "s3://archive-under-test/with tokens", "with tokens/kv/"
     settings = tmp_path / "vxl.toml"
-    settings.write_text("[storage]\nkeep_tokens = true\n")
+    settings.write_text("[storage]\nkeep_tokens = true\n[ingest.levels]\ndense_share = 1.0\n")  # all files are read
     done = call("ingest", long_clip, "--archive", archive, "--config", settings, "--segment-s", "20", "--json")
     assert done.code == 0, done.err
 
@@ -212,7 +212,8 @@ def test_tokens_on_s3_stand_in_for_kv_that_is_lost(client: Any, long_clip: Path,
     verified = call("kv", "verify", "--archive", archive, "--segments", "1", "--json")
     assert verified.code == 0, verified.out
     assert verified.json["segments"][0]["max_visual_error"] == 0
-    question = ("ask", "What happens?", "--archive", archive, "--reuse", "reload", "--json", "--max-new-tokens", "4")
+    options = ("--archive", archive, "--config", settings, "--reuse", "reload", "--json", "--max-new-tokens", "4")
+    question = ("ask", "What happens?", *options)
     before = call(*question).json
 
     for name in files:
