@@ -51,7 +51,7 @@ from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplo
 
 DEFAULTS: Mapping[str, TrainSettings] = {
     "perception": TrainSettings(steps=12_000, learning_rate=2e-3, optimizer="muon"),
-    "search": TrainSettings(steps=12_000, learning_rate=8e-4, optimizer="muon"),
+    "search": TrainSettings(steps=6_000, learning_rate=2e-3, optimizer="muon"),
     "pretraining": TrainSettings(steps=8_000, learning_rate=1.5e-3, optimizer="muon"),
     "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
