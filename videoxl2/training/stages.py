@@ -45,8 +45,14 @@ from videoxl2.training.run_folder import (
 )
 from videoxl2.training.splits import Split
 from videoxl2.training.stage_language import LanguageSettings, train_language
-from videoxl2.training.stage_perception import PerceptionModules, clip_paths, frame_modules, train_perception
-from videoxl2.training.stage_search import search_modules, text_modules, train_search
+from videoxl2.training.stage_perception import (
+    PerceptionModules,
+    clip_paths,
+    frame_modules,
+    text_modules,
+    train_perception,
+)
+from videoxl2.training.stage_search import search_modules, train_search
 from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplotlib
 
 DEFAULTS: Mapping[str, TrainSettings] = {
@@ -288,8 +294,8 @@ def _export(run: Run, options: StageOptions, observe: Observer) -> StageReport:
     run.load("perception", {**frame_modules(dual), **text_modules(dual)})
     if run.has("search"):
         run.load("search", search_modules(dual))
-    elif not run.starts_with_group_head():
-        dual.group = None  # it has learned nothing
+    elif run.has("perception") or not run.starts_with_group_head():
+        dual.group = None  # it has learned nothing, or from tokens and texts that are others now
     separate = DualEncoder(run.spec.vision, run.text, None if dual.group is None else dual.group.spec)
     separate.load_state_dict(dual.state_dict())
     run.load("pretraining", {"language": model.language})
