@@ -26,6 +26,7 @@ from pipeline.config import IngestSettings
 from pipeline.errors import ConfigError, ModelMismatch
 from videoxl2.checkpoint import CheckpointInfo, read_config
 from videoxl2.config import GroupSpec, LevelSettings, PrefillSettings, dual_encoder_vision
+from videoxl2.errors import ModelError
 from videoxl2.text_tower import TextSpec, dual_encoder_folder
 from videoxl2.wording import prefix_text, timestamp_text
 
@@ -133,10 +134,18 @@ class Manifest(BaseModel):
 
 
 def make_recipe(info: CheckpointInfo, settings: IngestSettings, dtype: str) -> Recipe:
-    """The recipe of an archive made by this checkpoint and its dual encoder with these settings."""
+    """The recipe of an archive made by this checkpoint and its dual encoder with these settings.
+
+    Raises ``ModelError`` for a dual encoder that reads visual tokens of another width than the model makes.
+    """
     encoder = read_config(dual_encoder_folder(info.folder))
     towers = {"image": asdict(dual_encoder_vision(encoder)), "text": asdict(TextSpec.from_config(encoder))}
-    group = GroupSpec.from_config(encoder)
+    group, width = GroupSpec.from_config(encoder), info.spec.language.width
+    if group is not None and group.token_width != width:
+        raise ModelError(
+            f"the dual encoder of {str(info.folder)!r} reads visual tokens of width {group.token_width}, "
+            f"the model's have {width}: they were not trained together"
+        )
     return Recipe(
         schema_version=SCHEMA_VERSION,
         kv_layout_version=KV_LAYOUT_VERSION,

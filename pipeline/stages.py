@@ -223,12 +223,6 @@ def load_models(manifest: Manifest, settings: Settings) -> Models:
         raise StageError(
             "setup", f"the image encoder takes {image_encoder.image_size} px, not {recipe.embed_image_size}"
         )
-    if image_encoder.token_width not in (None, model.spec.language.width):
-        raise StageError(
-            "setup",
-            f"the dual encoder of {name!r} reads visual tokens of width {image_encoder.token_width}, "
-            f"the model's have {model.spec.language.width}",
-        )
     return Models(model, image_encoder)
 
 

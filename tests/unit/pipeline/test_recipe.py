@@ -18,7 +18,8 @@ from pipeline.ingest_run import run_ingest
 from pipeline.recipe import MANIFEST_NAME, RECORDED_LATER, Manifest, Recipe, make_recipe, read_manifest, write_manifest
 from tests.unit.pipeline.samples import tiny_recipe
 from videoxl2.checkpoint import read_checkpoint_info, resolve_checkpoint
-from videoxl2.config import LevelSettings, PrefillSettings
+from videoxl2.config import GroupSpec, LevelSettings, PrefillSettings
+from videoxl2.errors import ModelError
 
 RECIPE = tiny_recipe()
 
@@ -131,6 +132,16 @@ def test_settings_of_queries_do_not_change_the_recipe() -> None:
     info = read_checkpoint_info(resolve_checkpoint("tiny"))
     levels = LevelSettings(max_dense_chunks=1, dense_share=0.3, dense_first_last=False)
     assert make_recipe(info, IngestSettings(levels=levels), "float32") == RECIPE
+
+
+def test_a_search_head_of_another_width_than_the_visual_tokens_is_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = read_checkpoint_info(resolve_checkpoint("tiny"))
+    head = GroupSpec(token_width=96, width=64, mlp_width=96, num_layers=1, num_heads=2, embedding_width=128)
+    monkeypatch.setattr(GroupSpec, "from_config", lambda config: head)
+    with pytest.raises(ModelError, match=r"visual tokens of width 96, the model's have 128"):
+        make_recipe(info, IngestSettings(), "float32")
 
 
 @pytest.mark.parametrize("codec", ["exact", "int8", "int4"])

@@ -19,10 +19,11 @@ from videoxl2.dual_encoder import DualEncoder, ImageEncoder
 from videoxl2.errors import ModelError
 from videoxl2.model import VideoXL2
 from videoxl2.text_tower import TextSpec
+from videoxl2.training import stages
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.export import dual_config, model_card, write_checkpoint
 from videoxl2.training.initialise import initialise_for_training
-from videoxl2.training.run_folder import STAGES, Run, read_shape
+from videoxl2.training.run_folder import STAGES, Run, _group_spec, read_shape
 from videoxl2.training.stages import StageOptions, _seed_notices, run_stage
 
 
@@ -154,6 +155,35 @@ def test_a_head_for_visual_tokens_is_part_of_a_checkpoint_once_it_was_trained(
         loaded.embed_groups(torch.randn(3, 4, 33))
     with pytest.raises(ModelError, match="width None"):
         untrained.embed_groups(tokens_GPD)
+
+
+def test_a_head_is_not_exported_beside_a_perception_that_it_has_not_learned_from(
+    tmp_path: Path,
+    models: tuple[VideoXL2, DualEncoder],
+    small_spec: ModelSpec,
+    small_text: TextSpec,
+    clips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = models
+    dual = DualEncoder(small_spec.vision, small_text, _group_spec(small_spec, small_text))
+    initialise_for_training(dual, 8)
+    start = tmp_path / "start"
+    write_checkpoint(start, model, dual, raw_tokenizer(), {"name": "x", "weights": "trained"})
+
+    def exported_width(run: Run) -> int | None:
+        run_stage("export", run.folder, StageOptions())
+        return ImageEncoder.from_pretrained(str(run.path("checkpoint")), device="cpu").token_width
+
+    run = Run.open(tmp_path / "run", start=str(start))
+    shutil.copytree(clips, run.path("clips"))
+    assert exported_width(run) == small_spec.language.width, "as long as its tokens are what they were"
+    monkeypatch.setattr(stages, "SETTLE_STEPS", 0)
+    run_stage("perception", run.folder, StageOptions(device="cpu", steps=1))
+    assert exported_width(run) is None
+    for stage in ("features", "search"):
+        run_stage(stage, run.folder, StageOptions(device="cpu", steps=1 if stage == "search" else None))
+    assert exported_width(run) == small_spec.language.width, "it has learned from the tokens that are there now"
 
 
 def test_a_weight_beyond_half_precision_is_refused_before_anything_is_written(
