@@ -19,26 +19,39 @@ from videoxl2.training.sprites import RGB, Canvas, Frame3D, Sprite, draw_box, sh
 
 Floats = NDArray[np.float32]
 _OVERSAMPLE = 2
+_STRIP = 16
 
 
 class Texture:
     """Smooth seeded noise over the plane, about -1..1, cheap to look up at many points."""
 
-    def __init__(self, rng: np.random.Generator, size: int = 256) -> None:
-        self._grid = rng.normal(0.0, 0.6, (size, size)).astype(np.float32)
+    _size = 256
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._values = rng.normal(0.0, 0.6, (self._size, self._size)).astype(np.float32).ravel()
 
     def __call__(self, a: Floats, b: Floats, cell: float) -> Floats:
         """Values at points ``(a, b)`` with features of about ``cell`` in the same unit."""
-        size = self._grid.shape[0]
+        a, b = np.broadcast_arrays(a, b)
+        values = np.empty(a.shape, np.float32)
+        for top in range(0, len(a), _STRIP):  # what is in between stays in the cache
+            strip = slice(top, top + _STRIP)
+            values[strip] = self._at(a[strip], b[strip], cell)
+        return values
+
+    def _at(self, a: Floats, b: Floats, cell: float) -> Floats:
         fa, fb = np.nan_to_num(a / cell), np.nan_to_num(b / cell)
         ia, ib = np.floor(fa), np.floor(fb)
         ta, tb = fa - ia, fb - ib
-        ia, ib = ia.astype(np.int64) % size, ib.astype(np.int64) % size
-        ja, jb = (ia + 1) % size, (ib + 1) % size
-        g = self._grid
-        low = g[ia, ib] * (1 - tb) + g[ia, jb] * tb
-        high = g[ja, ib] * (1 - tb) + g[ja, jb] * tb
-        return np.asarray(low * (1 - ta) + high * ta, dtype=np.float32)
+        last = self._size - 1  # the size is a power of two, so that "& last" is "% size"
+        ia, ib = ia.astype(np.int64) & last, ib.astype(np.int64) & last
+        ja, jb = (ia + 1) & last, (ib + 1) & last
+        ia *= self._size
+        ja *= self._size
+        values, sb = self._values, 1 - tb
+        low = values.take(ia + ib) * sb + values.take(ia + jb) * tb
+        high = values.take(ja + ib) * sb + values.take(ja + jb) * tb
+        return low * (1 - ta) + high * ta
 
 
 @dataclass
@@ -68,8 +81,8 @@ class Painter:
         return below, (self.dx * z).astype(np.float32), z
 
     def paint(self, where: NDArray[np.bool_], colour: RGB, tone: Floats | float = 1.0) -> None:
-        values = np.asarray(colour, np.float32) * np.broadcast_to(np.asarray(tone, np.float32), where.shape)[..., None]
-        self.rgb[where] = values[where]
+        shown = np.broadcast_to(np.asarray(tone, np.float32), where.shape)[where]
+        self.rgb[where] = shown[:, None] * np.asarray(colour, np.float32)
 
     def finished(self) -> tuple[Floats, Floats]:
         """Colours averaged down and the nearest depth kept, at the camera's size."""
