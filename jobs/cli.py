@@ -465,6 +465,10 @@ def train(
     clip_minutes: Annotated[
         int, typer.Option(min=1, max=30, metavar="M", help="footage: minutes of each clip that is recorded now.")
     ] = 1,
+    events_per_minute: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, max=60.0, metavar="E", help="footage: how much happens. [default: 0.5 to 6, by seed]"),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that render, threads that read.")] = 1,
     processes: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share a training stage.")] = 1,
     config: Annotated[
@@ -499,6 +503,7 @@ def train(
             minutes=minutes,
             clips=clips,
             clip_minutes=clip_minutes,
+            events_per_minute=events_per_minute,
             workers=workers,
             processes=processes,
             config=config,

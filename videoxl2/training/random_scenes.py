@@ -22,7 +22,8 @@ from videoxl2.training.splits import Split, scene_seed
 CAMERA_KINDS: tuple[SceneryKind, ...] = get_args(SceneryKind)
 EVENTS_PER_MINUTE = 2.0
 _MAX_ACTORS = 240
-_MAX_AT_ONCE = 3
+_MAX_AT_ONCE, _CROWDED_SHARE = 3, 0.3
+"""How many episodes may run at once: three, or as many as this share of those that begin in a minute."""
 _DAY_SPREAD_DAYS = 300
 
 
@@ -78,7 +79,7 @@ def _story(
     """Episodes at random moments; one that would not end in time, or that crowds the picture, is left out."""
     cast = Cast(place, split, duration_s, is_dark, rng)
     parked_cars(cast)
-    options = EPISODES[place.kind]
+    options, most_at_once = EPISODES[place.kind], max(_MAX_AT_ONCE, round(_CROWDED_SHARE * events_per_minute))
     shares = np.asarray([share for _, share in options])
     shares /= shares.sum()
     gap_s = 60.0 / events_per_minute
@@ -87,7 +88,7 @@ def _story(
         running = [end for end in running if end > t]
         episode = options[int(rng.choice(len(options), p=shares))][0]
         before = _snapshot(cast)
-        if len(running) < _MAX_AT_ONCE:
+        if len(running) < most_at_once:
             end_s = episode(cast, t)
             if end_s > duration_s:
                 _restore(cast, before)

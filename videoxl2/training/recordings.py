@@ -10,7 +10,8 @@ Dimensions: F frames, Y and X cells of the grid, A actors of the scene.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Recording:
 
     ``owners_FYX`` is 0 for background, i + 1 for actor i; ``actors_F5A`` gives kind, colour, trousers, motion and
     action of owner a at frame f (column 0 is the background) as numbers of ``samples.CELL_*``.
+    ``events_per_minute`` is how much was asked to happen, None where the seed chose it.
     """
 
     seed: int
@@ -45,6 +47,7 @@ class Recording:
     owners_FYX: NDArray[np.uint8]
     actors_F5A: NDArray[np.uint8]
     watch: Watch
+    events_per_minute: float | None = None
 
     @property
     def num_frames(self) -> int:
@@ -52,7 +55,7 @@ class Recording:
 
     def scene(self) -> Scene:
         """The scene that was recorded."""
-        return clip_scene(self.seed, self.split, self.image_size, float(self.num_frames + 1))
+        return clip_scene(self.seed, self.split, self.image_size, float(self.num_frames + 1), self.events_per_minute)
 
     def frames(self, first: int, end: int) -> NDArray[np.uint8]:
         """Pictures [F, S, S, 3] of frames [first, end)."""
@@ -92,6 +95,7 @@ class Recording:
             area=self.watch.area_FA.astype(np.float32),
             x=self.watch.x_FA.astype(np.float32),
             bottom=self.watch.bottom_FA.astype(np.float32),
+            events_per_minute=np.float64(np.nan if self.events_per_minute is None else self.events_per_minute),
         )
         unfinished.replace(path)
 
@@ -117,17 +121,29 @@ class Recording:
                 stored["owners"],
                 stored["actors"],
                 watch,
+                _asked_rate(stored),
             )
 
 
+def _asked_rate(stored: Mapping[str, NDArray[np.float64]]) -> float | None:
+    """Events per minute of a file; files of earlier versions do not say, since nobody could ask."""
+    rate = float(stored["events_per_minute"]) if "events_per_minute" in stored else math.nan
+    return None if math.isnan(rate) else rate
+
+
 def record(
-    seed: int, split: Split = "train", image_size: int = 208, grid: int = GRID, seconds: int = CLIP_S
+    seed: int,
+    split: Split = "train",
+    image_size: int = 208,
+    grid: int = GRID,
+    seconds: int = CLIP_S,
+    events_per_minute: float | None = None,
 ) -> Recording:
     """Render the clip of a seed: ``seconds`` at one picture per second, from a random fraction of a second.
 
     ``image_size`` is the side of the pictures in pixels, ``grid`` that of the labels in cells.
     """
-    scene = clip_scene(seed, split, image_size, float(seconds))
+    scene = clip_scene(seed, split, image_size, float(seconds), events_per_minute)
     rng = np.random.default_rng([seed, 67])
     renderer, num = Renderer(scene), len(scene.actors)
     quality = int(rng.integers(*_H264_LIKE))
@@ -147,7 +163,7 @@ def record(
         owners[index] = cell_owners(picture.actors_HW, num, grid)
         actors[index] = actor_labels(scene, t)
     watch = watch_pixels(times.tolist(), 1.0, pixels, num)
-    return Recording(seed, split, image_size, tuple(jpegs), owners, actors, watch)
+    return Recording(seed, split, image_size, tuple(jpegs), owners, actors, watch, events_per_minute)
 
 
 def recording_path(folder: Path, split: Split, seed: int) -> Path:
@@ -162,16 +178,17 @@ def record_many(
     image_size: int = 208,
     grid: int = GRID,
     seconds: int = CLIP_S,
+    events_per_minute: float | None = None,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
     """Record the clips of ``seeds`` that the folder lacks, in ``workers`` processes; gives how many were recorded.
 
-    Those that it has may be of another length.
+    Those that it has may be of another length, or livelier.
     """
     (folder / split).mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not recording_path(folder, split, seed).exists()]
-    jobs = [(folder, split, seed, image_size, grid, seconds) for seed in missing]
+    jobs: list[_Job] = [(folder, split, seed, image_size, grid, seconds, events_per_minute) for seed in missing]
     if workers == 1 or len(jobs) < 2:
         for number, job in enumerate(jobs, start=1):
             _record_one(job)
@@ -185,9 +202,13 @@ def record_many(
     return len(missing)
 
 
-def _record_one(job: tuple[Path, Split, int, *tuple[int, ...]]) -> None:
-    folder, split, seed, *sizes = job
-    record(seed, split, *sizes).save(recording_path(folder, split, seed))
+_Job = tuple[Path, Split, int, int, int, int, float | None]
+
+
+def _record_one(job: _Job) -> None:
+    folder, split, seed, image_size, grid, seconds, events_per_minute = job
+    made = record(seed, split, image_size, grid, seconds, events_per_minute)
+    made.save(recording_path(folder, split, seed))
 
 
 def finished_files(folder: Path, suffix: str) -> list[Path]:

@@ -60,11 +60,21 @@ class ClipSample:
     facts: Facts
 
 
-def clip_scene(seed: int, split: Split = "train", image_size: int = 208, duration_s: float = 60.0) -> Scene:
-    """A scene of a random kind at the size that clips are rendered at, livelier than real surveillance."""
+def clip_scene(
+    seed: int,
+    split: Split = "train",
+    image_size: int = 208,
+    duration_s: float = 60.0,
+    events_per_minute: float | None = None,
+) -> Scene:
+    """A scene of a random kind at the size that clips are rendered at, livelier than real surveillance.
+
+    ``events_per_minute`` fixes how much happens; without it that differs from seed to seed.
+    """
     rng = np.random.default_rng([seed, 61])
     kind = CAMERA_KINDS[int(rng.integers(len(CAMERA_KINDS)))]
-    rate = float(rng.choice([0.5, 2.0, 4.0, 6.0]))
+    drawn = float(rng.choice([0.5, 2.0, 4.0, 6.0]))
+    rate = drawn if events_per_minute is None else events_per_minute
     return random_scene(kind, seed, duration_s, split, events_per_minute=rate, size=render_size(image_size))
 
 

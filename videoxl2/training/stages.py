@@ -88,7 +88,8 @@ class StageOptions:
     """What a command may say. None takes the default.
 
     ``minutes`` bounds a stage's wall time over all its runs; ``clips`` is the number of training clips to record or to
-    cache, ``clip_minutes`` the length of those that are recorded now; ``workers`` are processes that render and threads
+    cache, ``clip_minutes`` the length of those that are recorded now and ``events_per_minute`` how much happens in
+    them (else each seed chooses); ``workers`` are processes that render and threads
     that prepare batches; ``config`` is a model's ``config.json``; ``start`` is a checkpoint to go on from (when the run
     begins); ``rate`` is the highest learning rate; ``unfreeze`` names the parts that the instruction stage trains from
     pixels; ``processes`` share a training stage, each with batches of its own.
@@ -100,6 +101,7 @@ class StageOptions:
     minutes: float | None = None
     clips: int | None = None
     clip_minutes: int = 1
+    events_per_minute: float | None = None
     workers: int = 1
     config: Path | None = None
     start: str | None = None
@@ -169,6 +171,7 @@ def _footage(run: Run, options: StageOptions, observe: Observer) -> StageReport:
             image_size=run.spec.vision.image_size,
             grid=run.spec.dts.grid,
             seconds=60 * options.clip_minutes,
+            events_per_minute=options.events_per_minute,
             workers=options.workers,
             on_progress=lambda done, before=before: observe(before + done, total, None),  # type: ignore[misc]
         )
@@ -393,6 +396,7 @@ def _refuse_idle_options(stage: str, options: StageOptions) -> None:
         "--minutes": options.minutes is not None and stage not in TRAINED_STAGES,
         "--clips": options.clips is not None and stage not in ("footage", "features"),
         "--clip-minutes": options.clip_minutes != 1 and stage != "footage",
+        "--events-per-minute": options.events_per_minute is not None and stage != "footage",
         "--unfreeze": bool(options.unfreeze) and stage != "instruction",
         "--processes": options.processes > 1 and stage not in (*TRAINED_STAGES, "features"),
         "--rate": options.rate is not None and stage not in TRAINED_STAGES,

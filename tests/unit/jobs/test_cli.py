@@ -47,8 +47,8 @@ COMMANDS = {
     "demo": ["folder", "--source", "--minutes"],
     "train": [
         *("--stage", "--folder", "--device", "--seed", "--steps", "--minutes"),
-        *("--clips", "--clip-minutes", "--workers", "--processes", "--config", "--start", "--rate", "--unfreeze"),
-        "--json",
+        *("--clips", "--clip-minutes", "--events-per-minute", "--workers", "--processes", "--config", "--start"),
+        *("--rate", "--unfreeze", "--json"),
     ],
     "evaluate benchmark": [
         *("name", "data_folder", "--model", "--device", "--limit", "--mode", "--subtitles", "--frames"),

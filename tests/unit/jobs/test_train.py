@@ -43,7 +43,7 @@ def test_options_reach_the_stage(asked: list[tuple[str, Path, StageOptions]]) ->
     done = call(
         *("train", "--stage", "instruction", "--folder", "run", "--device", "cpu", "--seed", "3", "--steps", "7"),
         *("--minutes", "1.5", "--workers", "2", "--config", "c.json", "--unfreeze", "vision, dts", "--json"),
-        *("--start", "tiny", "--rate", "0.002", "--clip-minutes", "4"),
+        *("--start", "tiny", "--rate", "0.002", "--clip-minutes", "4", "--events-per-minute", "12"),
     )
     assert done.code == 0 and done.err == ""
     assert done.json == REPORT.to_document()
@@ -53,6 +53,7 @@ def test_options_reach_the_stage(asked: list[tuple[str, Path, StageOptions]]) ->
         steps=7,
         minutes=1.5,
         clip_minutes=4,
+        events_per_minute=12.0,
         workers=2,
         config=Path("c.json"),
         start="tiny",

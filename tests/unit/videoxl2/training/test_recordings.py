@@ -81,3 +81,20 @@ def test_a_clip_of_another_length_knows_its_scene(tmp_path: Path) -> None:
     assert made.num_frames == 89 and scene.duration_s == 90.0
     assert made.actors_F5A.shape[2] == len(scene.actors) + 1
     np.testing.assert_array_equal(made.actors_F5A[70], actor_labels(scene, float(made.watch.times_F[70])))
+
+
+def test_more_happens_in_a_clip_where_more_is_asked_for(tmp_path: Path) -> None:
+    calm, lively = tmp_path / "calm", tmp_path / "lively"
+    for folder, rate in ((calm, 1.0), (lively, 30.0)):
+        made = record_many(folder, "train", range(2), image_size=48, grid=GRID, seconds=40, events_per_minute=rate)
+        assert made == 2
+
+    def actions(folder: Path) -> int:
+        clips = [Recording.load(path) for path in finished_files(folder / "train", ".npz")]
+        for clip in clips:
+            assert clip.actors_F5A.shape[2] == len(clip.scene().actors) + 1, "the scene is the one that was recorded"
+        return sum(len(clip.scene().actions) for clip in clips)
+
+    assert actions(lively) > 3 * max(1, actions(calm))
+    assert Recording.load(recording_path(lively, "train", 0)).events_per_minute == 30.0
+    assert record(0, "train", 48, GRID, 40).events_per_minute is None

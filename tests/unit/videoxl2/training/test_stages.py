@@ -91,6 +91,7 @@ def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path, config: Pa
         ("features", {"minutes": 3.0}, "takes no --minutes"),
         ("search", {"clips": 3}, "takes no --clips"),
         ("features", {"clip_minutes": 10}, "takes no --clip-minutes"),
+        ("perception", {"events_per_minute": 10.0}, "takes no --events-per-minute"),
         ("pretraining", {"unfreeze": ("vision",)}, "takes no --unfreeze"),
     ],
 )
