@@ -11,27 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
+from videoxl2.training.priors import OptionBalance, answer_label, wording
 from videoxl2.training.questions import QA
-from videoxl2.training.scene import COLOURS
-from videoxl2.training.wording import LETTERS
 
 Place = TypeVar("Place")
 
 _SLACK = 1.0
 """So many times more than one in four may a wording be right in a run; without any slack nothing could be first."""
-
-
-def wording(text: str) -> str:
-    """The first line without its colours and numbers."""
-    words = text.split("\n")[0].lower().split()
-    return " ".join("#" if word.strip("?.,:") in COLOURS or word[0].isdigit() else word for word in words)
-
-
-def answer_label(item: QA) -> str:
-    """What must be equally common in a kind: the answer, or for a first of two things, its place in the question."""
-    if item.kind == "order" and item.answer not in ("yes", "no"):
-        return "first" if item.question.find(item.answer) < len(item.question) / 2 else "second"
-    return item.answer
 
 
 def take_evenly(candidates: Sequence[tuple[Place, QA]], number: int) -> list[tuple[Place, QA]]:
@@ -60,31 +46,6 @@ def take_evenly(candidates: Sequence[tuple[Place, QA]], number: int) -> list[tup
         if not rows:
             del waiting[label]
     return taken
-
-
-class OptionBalance:
-    """How often each wording of an option was offered and was right among the multiple choices taken so far."""
-
-    def __init__(self) -> None:
-        self.offered: Counter[str] = Counter()
-        self.right: Counter[str] = Counter()
-        self.letters: Counter[str] = Counter()
-
-    def excess(self, item: QA) -> float:
-        """How much more often the right option's wording would be right than in one of four, with this item."""
-        name = wording(item.options[LETTERS.index(item.answer)])
-        offered = self.offered[name] + sum(wording(option) == name for option in item.options)
-        return self.right[name] + 1 - offered / len(LETTERS)
-
-    def guess(self, item: QA) -> str:
-        """The letter of the option whose wording was right most often where it was offered."""
-        shares = [self.right[name] / max(self.offered[name], 1) for name in map(wording, item.options)]
-        return LETTERS[shares.index(max(shares))]
-
-    def add(self, item: QA) -> None:
-        self.offered.update(map(wording, item.options))
-        self.right[wording(item.options[LETTERS.index(item.answer)])] += 1
-        self.letters[item.answer] += 1
 
 
 def take_choices(candidates: Sequence[tuple[Place, QA]], number: int) -> list[tuple[Place, QA]]:

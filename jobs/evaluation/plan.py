@@ -13,11 +13,12 @@ from itertools import count
 
 import numpy as np
 
-from jobs.evaluation.balance import OptionBalance, take_choices, take_evenly
+from jobs.evaluation.balance import take_choices, take_evenly
 from jobs.evaluation.records import Question, Search, Span
 from jobs.evaluation.statistics import chance_of_a_hit
 from videoxl2.training.archive_footage import plan_archive
 from videoxl2.training.facts import Facts, script_facts
+from videoxl2.training.priors import OptionBalance
 from videoxl2.training.queries import search_queries
 from videoxl2.training.questions import QA, QuestionKind, questions_of, text_baseline
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.evaluation.balance import OptionBalance, answer_label, take_choices, take_evenly, wording
+from jobs.evaluation.balance import take_choices, take_evenly
+from videoxl2.training.priors import OptionBalance, answer_label, wording
 from videoxl2.training.questions import QA
 from videoxl2.training.wording import LETTERS
 

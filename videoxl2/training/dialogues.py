@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
+from videoxl2.training.priors import AnswerPriors
 from videoxl2.training.questions import QA, questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene
 
 GROUP_S = 4.0
+_PRIORS_SEED, _PRIORS_PER_KIND = 83, 8
 _LONG = ("describe", "events")
 _WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5}
 """How often each kind is asked where there is a choice; others count 1."""
@@ -141,6 +143,16 @@ def join_facts(parts: Sequence[Facts]) -> Facts:
     )
 
 
+def priors_of(clips: Sequence[CachedClip], settings: StretchSettings, number: int, seed: int) -> AnswerPriors:
+    """What wordings give away, from questions about ``number`` random stretches."""
+    rng = np.random.default_rng([seed, _PRIORS_SEED])
+    items: list[QA] = []
+    for _ in range(number):
+        facts = random_stretch(clips, settings, rng).facts
+        items += questions_of(facts, int(rng.integers(1 << 30)), "train", _PRIORS_PER_KIND)
+    return AnswerPriors(items)
+
+
 def questions_about(
     stretch: Stretch,
     seed: int,
@@ -148,8 +160,11 @@ def questions_about(
     most: int,
     long_answers: float = 0.3,
     dense_G: NDArray[np.bool_] | None = None,
+    priors: AnswerPriors | None = None,
 ) -> list[QA]:
     """Up to ``most`` questions of all kinds; those with long answers, which cost most, in ``long_answers`` of cases.
+
+    With ``priors``, questions are rather taken whose answer their wording makes unlikely.
 
     With ``dense_G``, which frame groups [G] stay dense, questions are rather taken whose evidence does: levels are
     chosen for the question, and as a rule rightly.
@@ -157,10 +172,15 @@ def questions_about(
     rng = np.random.default_rng([seed, 43])
     asked = questions_of(stretch.facts, seed, "train", per_kind)
     kept = [item for item in asked if item.kind not in _LONG or rng.random() < long_answers / per_kind]
+    if priors is not None:
+        # What the text tells is left out as often as it tells too much; what it hides is taken all the rather.
+        kept = [item for item in kept if rng.random() < priors.weight(item)]
     if not kept:
         return []
     number = Counter(item.kind for item in kept)
     weights = np.asarray([_WANTED.get(item.kind, 1.0) / number[item.kind] for item in kept])
+    if priors is not None:
+        weights *= [max(1.0, priors.weight(item)) for item in kept]
     if dense_G is not None:
         weights *= _shown(kept, [evidence_groups(stretch, item) for item in kept], dense_G)
     chosen = rng.choice(len(kept), min(most, len(kept)), replace=False, p=weights / weights.sum())

@@ -29,6 +29,7 @@ from videoxl2.training.stage_language import (
     Dialogue,
     LanguageSettings,
     answer_accuracy,
+    answer_priors,
     dialogue_losses,
     mean_losses,
     random_dialogue,
@@ -81,6 +82,7 @@ class PictureFeed:
         self._tokenizer, self._settings, self._seed = tokenizer, settings, seed
         self._per_group = model.spec.frames_per_group
         self._clips = [self._without_tokens(path, model.spec.tokens_per_group) for path in self._paths]
+        self._priors = answer_priors(self._clips, settings, seed)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -92,7 +94,7 @@ class PictureFeed:
         found: list[PixelDialogue] = []
         while len(found) < settings.samples:
             stretch = random_stretch(self._clips, StretchSettings(settings.groups), rng)
-            sample = random_dialogue(self._tokenizer, stretch, settings, rng)
+            sample = random_dialogue(self._tokenizer, stretch, settings, rng, self._priors)
             if sample is None:
                 continue
             frames = [self._frames(cut.clip, cut.first, cut.end) for cut in stretch.cuts]

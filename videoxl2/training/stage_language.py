@@ -36,10 +36,12 @@ from videoxl2.training.dialogues import (
     Stretch,
     StretchSettings,
     evidence_groups,
+    priors_of,
     questions_about,
     random_stretch,
 )
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype, without_autocast
+from videoxl2.training.priors import AnswerPriors
 from videoxl2.training.questions import QA
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.trainer import TrainSettings, fit
@@ -56,13 +58,16 @@ _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 class LanguageSettings:
     """What samples look like. ``pooled`` is the share of samples in which some chunks are sparse.
 
-    With a ``grounding_weight`` some heads are told where to look, and the loss of that counts so many times.
+    With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
+    does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
+    loss of that counts so many times.
     """
 
     groups: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     samples: int = 6
     questions: int = 14
     per_kind: int = 2
+    priors: int = 0
     pooled: float = 0.0
     skip: float = 0.5
     max_skip: int = 6000
@@ -184,14 +189,18 @@ def make_dialogue(
 
 
 def random_dialogue(
-    tokenizer: Tokenizer, stretch: Stretch, settings: LanguageSettings, rng: np.random.Generator
+    tokenizer: Tokenizer,
+    stretch: Stretch,
+    settings: LanguageSettings,
+    rng: np.random.Generator,
+    priors: AnswerPriors | None = None,
 ) -> Dialogue | None:
     """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
     groups = len(stretch.times_s)
     levels = random_levels(groups, rng) if rng.random() < settings.pooled else None
     dense_G = None if levels is None else dense_groups(groups, levels)
     seed = int(rng.integers(1 << 30))
-    asked = questions_about(stretch, seed, settings.per_kind, settings.questions, dense_G=dense_G)
+    asked = questions_about(stretch, seed, settings.per_kind, settings.questions, dense_G=dense_G, priors=priors)
     return make_dialogue(tokenizer, stretch, asked, settings, rng, levels) if asked else None
 
 
@@ -381,13 +390,26 @@ def mean_losses(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([losses[name] for losses in samples]).mean() for name in samples[0]}
 
 
+def answer_priors(clips: Sequence[CachedClip], settings: LanguageSettings, seed: int) -> AnswerPriors | None:
+    """What wordings give away in a run's training clips; None where the settings do not ask."""
+    return priors_of(clips, StretchSettings(settings.groups), settings.priors, seed) if settings.priors else None
+
+
 class DialogueFeed:
     """Samples of the steps to come, made in a thread while the decoder works."""
 
     def __init__(
-        self, clips: Sequence[CachedClip], tokenizer: Tokenizer, settings: LanguageSettings, seed: int, ahead: int = 3
+        self,
+        clips: Sequence[CachedClip],
+        tokenizer: Tokenizer,
+        settings: LanguageSettings,
+        seed: int,
+        *,
+        priors: AnswerPriors | None = None,
+        ahead: int = 3,
     ) -> None:
         self._clips, self._tokenizer, self._settings, self._seed = clips, tokenizer, settings, seed
+        self._priors = priors
         self._pool = ThreadPoolExecutor(1)
         self._ahead = ahead
         self._waiting: dict[int, Future[list[Dialogue]]] = {}
@@ -401,7 +423,7 @@ class DialogueFeed:
         while len(found) < settings.samples:
             wanted = StretchSettings((int(lengths.choice(settings.groups)),))
             stretch = random_stretch(self._clips, wanted, rng)
-            sample = random_dialogue(self._tokenizer, stretch, settings, rng)
+            sample = random_dialogue(self._tokenizer, stretch, settings, rng, self._priors)
             if sample is not None:
                 found.append(sample)
         return found
@@ -426,8 +448,9 @@ def train_language(
 ) -> int:
     """Run or continue a language stage on cached clips of the splits ``train`` and ``validation``; gives the steps."""
     torch.manual_seed(settings.seed)
-    feed = DialogueFeed(clips["train"], tokenizer, language, settings.seed)
-    asked = DialogueFeed(clips["validation"], tokenizer, language, _CHECK_SEED)
+    priors = answer_priors(clips["train"], language, settings.seed)
+    feed = DialogueFeed(clips["train"], tokenizer, language, settings.seed, priors=priors)
+    asked = DialogueFeed(clips["validation"], tokenizer, language, _CHECK_SEED, priors=priors)
     checks = [sample for i in range(min(10, len(clips["validation"]))) for sample in asked.make(i)]
 
     def losses_at(step: int) -> Mapping[str, Tensor]:

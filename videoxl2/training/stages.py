@@ -62,9 +62,15 @@ DEFAULTS: Mapping[str, TrainSettings] = {
     "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
-    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2),
+    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2, priors=100),
     "instruction": LanguageSettings(
-        groups=(8, 15, 15, 30, 30, 75, 75, 150), samples=3, questions=22, per_kind=4, pooled=0.5, grounding_weight=0.2
+        groups=(8, 15, 15, 30, 30, 75, 75, 150),
+        samples=3,
+        questions=22,
+        per_kind=10,
+        pooled=0.5,
+        grounding_weight=0.2,
+        priors=100,
     ),
 }
 """How long stretches are (in frame groups), and which share of samples has pooled chunks."""

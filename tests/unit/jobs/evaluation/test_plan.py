@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from jobs.evaluation.balance import wording
 from jobs.evaluation.plan import (
     LONG_MINUTES,
     SHARES,
@@ -22,6 +21,7 @@ from jobs.evaluation.records import Question, Search
 from jobs.evaluation.twice import plan_long_files
 from videoxl2.training.claims import Claim
 from videoxl2.training.facts import Facts, script_facts
+from videoxl2.training.priors import wording
 from videoxl2.training.random_scenes import CAMERA_KINDS
 from videoxl2.training.wording import LETTERS
 
