@@ -1,14 +1,15 @@
 """Ask: retrieve chunks, choose a level for each, reload their KV (or recompute it), assemble, answer, cite.
 
 The video file is touched only in recompute mode. One setting serves every question: segments are chosen by the
-similarity of question and frame groups; of their chunks the most relevant (``query.relevance``), with the first and
-last of the context, are dense, and the rest is sparse.
+similarity of question and frame groups (``question_hits``); of their chunks the most relevant (``query.relevance``)
+are dense, as ``ingest.levels`` says, and the rest is sparse.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.evidence import evidence_for
 from pipeline.kv_source import LoadedKV
 from pipeline.planner import ReusePlan
 from pipeline.query import interval_fields
+from pipeline.question_hits import question_hits
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REUSE_MODES = ("auto", "reload", "recompute")
-CANDIDATE_GROUPS = 512
-"""Frame groups whose similarity to the question ranks chunks and segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,16 +169,8 @@ def plan_context(
     """
     from videoxl2.decode import select_levels
 
-    vector_E = reader.text_encoder.embed([question])[0]
-    hits = reader.store.search_vectors(vector_E, scope, limit=CANDIDATE_GROUPS)
-    chunk_scores: dict[str, float] = {}
-    segment_scores: dict[str, float] = {}
-    best_groups: dict[str, str] = {}
-    for hit in hits:  # best first
-        best_groups.setdefault(hit.chunk_id, hit.group_id)
-        for best, key in ((chunk_scores, hit.chunk_id), (segment_scores, hit.segment_id)):
-            best[key] = max(best.get(key, -1.0), hit.score)
-    ranked = sorted(segment_scores, key=lambda segment: (-segment_scores[segment], segment))
+    hits = question_hits(reader, question, scope)
+    ranked = sorted(hits.segments, key=lambda segment: (-hits.segments[segment], segment))
     compression = reader.manifest.recipe.compression
     sizes = reader.settings.ingest.levels
     chosen: list[dict[str, Any]] = []
@@ -190,7 +182,7 @@ def plan_context(
     for rows in filter(None, segments.values()):
         gain = max(row["num_tokens"] - sparse_tokens(row, compression) for row in rows)
         kept_for_dense = min(budget // 2, most_dense * gain)
-        taken = best_that_fit(rows, chunk_scores, compression, budget - kept_for_dense - used - _HEADER_ROOM)
+        taken = best_that_fit(rows, hits.chunks, compression, budget - kept_for_dense - used - _HEADER_ROOM)
         chosen.extend(taken)
         used += sum(sparse_tokens(row, compression) for row in taken) + (_HEADER_ROOM if taken else 0)
     if ranked and not chosen:
@@ -198,8 +190,8 @@ def plan_context(
     headers = _HEADER_ROOM * len({row["segment_id"] for row in chosen})
     chosen.sort(key=_reading_order)
     # A chunk without a hit is at most as similar as the least similar hit.
-    least = min(chunk_scores.values(), default=-1.0)
-    similarities = [chunk_scores.get(row["chunk_id"], least) for row in chosen]
+    least = min(hits.chunks.values(), default=-1.0)
+    similarities = [hits.chunks.get(row["chunk_id"], least) for row in chosen]
     kind = reader.settings.query.relevance
     scores = score_chunks(reader, question, chosen, similarities, kind=kind, reuse=reuse)
     levels = select_levels(
@@ -214,7 +206,7 @@ def plan_context(
             row=row,
             score=score,
             level=level,
-            best_group_id=best_groups.get(row["chunk_id"])
+            best_group_id=hits.best_groups.get(row["chunk_id"])
             or _middle_group_id(row, reader.manifest.recipe.chunk_groups),
         )
         for row, score, level in zip(chosen, scores, levels, strict=True)
@@ -226,7 +218,7 @@ def best_that_fit(
 ) -> list[dict[str, Any]]:
     """All rows where their sparse KV fits into ``room`` tokens, else the best-scoring that do, in their order."""
     taken: set[str] = set()
-    for row in sorted(rows, key=lambda row: (-scores.get(row["chunk_id"], -1.0), row["chunk_id"])):
+    for row in sorted(rows, key=lambda row: (-scores.get(row["chunk_id"], -math.inf), row["chunk_id"])):
         room -= sparse_tokens(row, compression)
         if room < 0:
             break

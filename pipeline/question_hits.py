@@ -1,0 +1,83 @@
+"""Which chunks and segments a question is about, by the search index: each line of the question is looked up.
+
+A question with options has several lines ("Which of these happens?" and four things that may). Read as one text, its
+vector lies between all of them and near to none. Line by line each is what the search index knows: a description. What
+the lines find cannot be compared as it is, since a line that describes nothing is a little similar to everything;
+so the similarities of each line are made standard, and a chunk counts as much as it stands out for one of them. A
+question of one line keeps its similarities.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from indexers.records import VectorHit
+from indexers.scope import Scope
+from pipeline.reader import ArchiveReader
+
+CANDIDATE_GROUPS = 512
+"""Frame groups whose similarity to a line ranks chunks and segments."""
+MOST_LINES = 8
+_OPTION = re.compile(r"^\(?[A-Za-z][.):]\s+")
+
+
+@dataclass(frozen=True)
+class QuestionHits:
+    """Scores of the chunks and segments that were found, and of each chunk the frame group that it was found by."""
+
+    chunks: dict[str, float]
+    segments: dict[str, float]
+    best_groups: dict[str, str]
+
+
+def question_lines(question: str) -> list[str]:
+    """What is looked up: the lines, options without their letters; the whole question where they are too many."""
+    lines = [_OPTION.sub("", line.strip()) for line in question.splitlines() if line.strip()]
+    return lines if 1 < len(lines) <= MOST_LINES else [question]
+
+
+def question_hits(reader: ArchiveReader, question: str, scope: Scope) -> QuestionHits:
+    """The chunks in scope that are nearest to the question."""
+    vectors = reader.text_encoder.embed(question_lines(question))
+    return join_hits([reader.store.search_vectors(vector_E, scope, limit=CANDIDATE_GROUPS) for vector_E in vectors])
+
+
+def join_hits(hits_by_line: Sequence[Sequence[VectorHit]]) -> QuestionHits:
+    """What the lines found, each best first, as one."""
+    found = [_best_of_chunks(hits) for hits in hits_by_line]
+    segment_of = {hit.chunk_id: hit.segment_id for hits in hits_by_line for hit in hits}
+    if len(found) == 1:
+        scores = [{name: hit.score for name, hit in found[0].items()}]
+    else:
+        scores = [_standard(best, list(segment_of)) for best in found]
+    chunks: dict[str, float] = {}
+    segments: dict[str, float] = {}
+    best_groups: dict[str, str] = {}
+    for best, scored in zip(found, scores, strict=True):
+        for name, score in scored.items():
+            is_better = score > chunks.get(name, -math.inf)
+            if name in best and (is_better or name not in best_groups):
+                best_groups[name] = best[name].group_id
+            chunks[name] = max(chunks.get(name, -math.inf), score)
+            segments[segment_of[name]] = max(segments.get(segment_of[name], -math.inf), score)
+    return QuestionHits(chunks, segments, best_groups)
+
+
+def _best_of_chunks(hits: Sequence[VectorHit]) -> dict[str, VectorHit]:
+    """The best hit of each chunk; hits come best first."""
+    best: dict[str, VectorHit] = {}
+    for hit in hits:
+        best.setdefault(hit.chunk_id, hit)
+    return best
+
+
+def _standard(best: dict[str, VectorHit], chunk_ids: Sequence[str]) -> dict[str, float]:
+    """Standard scores of all chunks for one line; one that it did not find is as similar as the least that it did."""
+    from videoxl2.relevance import standard_scores
+
+    least = min((hit.score for hit in best.values()), default=0.0)
+    similarities = [best[name].score if name in best else least for name in chunk_ids]
+    return dict(zip(chunk_ids, standard_scores(similarities), strict=True))

@@ -1,0 +1,78 @@
+"""Questions of several lines are looked up line by line."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexers.records import VectorHit
+from indexers.scope import EVERYTHING
+from pipeline.question_hits import MOST_LINES, join_hits, question_hits, question_lines
+from tests.unit.pipeline.samples import hit
+
+CHOICE = "Which of these happens?\nA. a dog runs\n\n(B) a red car drives\n c) a van parks \nD: nothing"
+
+
+def test_options_are_looked_up_without_their_letters() -> None:
+    lines = ["Which of these happens?", "a dog runs", "a red car drives", "a van parks", "nothing"]
+    assert question_lines(CHOICE) == lines
+    assert question_lines("Does A. Smith run?") == ["Does A. Smith run?"], "one line stays what it is"
+    many = "\n".join(f"line {number}" for number in range(MOST_LINES + 1))
+    assert question_lines(many) == [many]
+    assert question_lines("  \n ") == ["  \n "]
+
+
+def groups(*scores: float) -> list[VectorHit]:
+    """Hits in two chunks' worth of frame groups, best first; group i has score i."""
+    return sorted((hit("v", index, score) for index, score in enumerate(scores)), key=lambda found: -found.score)
+
+
+def test_one_line_keeps_its_similarities() -> None:
+    found = join_hits([groups(0.1, 0.7, 0.2, 0, 0, 0, 0.4)])
+    assert found.chunks == {"v-0-0": 0.7, "v-0-1": 0.4}
+    assert found.segments == {"v-0": 0.7}
+    assert found.best_groups == {"v-0-0": "v-00001", "v-0-1": "v-00006"}
+
+
+def test_a_chunk_counts_as_much_as_it_stands_out_for_one_line() -> None:
+    """The first line is similar to everything alike, the second to little, and to one chunk more than to the others."""
+    alike = groups(*[0.8] * 6, *[0.79] * 6, *[0.78] * 6, *[0.8] * 6)
+    telling = groups(*[0.05] * 6, *[0.02] * 6, *[0.3] * 6, *[0.04] * 6)
+    found = join_hits([alike, telling])
+    assert max(found.chunks, key=lambda name: found.chunks[name]) == "v-0-2"
+    assert found.best_groups["v-0-2"] == "v-00012"
+    assert found.segments == {"v-0": max(found.chunks.values())}
+    assert join_hits([telling, alike]).chunks == found.chunks
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_only_one_line_found_has_the_group_that_it_was_found_by(turned: bool) -> None:
+    first, second = groups(0.5, 0.4, 0.1, 0, 0, 0, 0.3), [hit("w", 0, 0.2), hit("v", 0, 0.1)]
+    found = join_hits([second, first] if turned else [first, second])
+    assert set(found.chunks) == set(found.best_groups) == {"v-0-0", "v-0-1", "w-0-0"}
+    assert found.best_groups["v-0-1"] == "v-00006" and found.best_groups["w-0-0"] == "w-00000"
+    assert set(found.segments) == {"v-0", "w-0"}
+
+
+def test_nothing_is_found_where_there_is_nothing() -> None:
+    assert join_hits([[], []]).chunks == {}
+    assert join_hits([[]]).segments == {}
+
+
+def test_every_line_is_embedded_and_searched_in_scope() -> None:
+    seen: list[Any] = []
+
+    def search(vector: np.ndarray, scope: object, limit: int) -> list[VectorHit]:
+        seen.append((vector.tolist(), scope, limit))
+        return groups(0.1, 0.2)
+
+    reader: Any = SimpleNamespace(
+        text_encoder=SimpleNamespace(embed=lambda texts: np.asarray([[len(text)] for text in texts])),
+        store=SimpleNamespace(search_vectors=search),
+    )
+    question_hits(reader, "What?\nA. red\nB. green", EVERYTHING)
+    assert [vector for vector, _, _ in seen] == [[5], [3], [5]]
+    assert {scope for _, scope, _ in seen} == {EVERYTHING}
