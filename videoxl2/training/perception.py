@@ -12,6 +12,7 @@ Shapes: G frame groups, F = 4 G frames, C width, Y and X cells, A actors, H outp
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,8 @@ SET_SIZE = sum(FRAME_SIZES) + sum(FRAME_SIZES[a] * FRAME_SIZES[b] for a, b in _P
 _BACKGROUND_WEIGHT = 0.05
 _FRAME_LOSS_WEIGHT = 0.5
 _SET_LOSS_WEIGHT = 0.1
+_ACTION, _ACTION_WEIGHT = 4, 3.0
+"""The place of actions in ``FRAME_SIZES``. They are learned last, and most questions are about them."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,19 @@ def perception_loss(heads: PerceptionHeads, seen: Perceived, targets: GroupTarge
 
 def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor) -> Tensor:
     """Binary cross-entropy of all outputs of a cell, averaged over cells; empty cells weigh little."""
-    losses_GYX = functional.binary_cross_entropy_with_logits(logits_GHYX.float(), sets_GHYX, reduction="none").sum(1)
+    losses_GHYX = functional.binary_cross_entropy_with_logits(logits_GHYX.float(), sets_GHYX, reduction="none")
+    losses_GYX = (losses_GHYX * set_weights().to(losses_GHYX.device)[:, None, None]).sum(1)
     weight_GYX = torch.where(sets_GHYX.any(dim=1), 1.0, _BACKGROUND_WEIGHT)
     return (losses_GYX * weight_GYX).sum() / weight_GYX.sum()
+
+
+@functools.cache
+def set_weights() -> Tensor:
+    """How much each output of a set counts in the loss, [H]: what tells an action counts more."""
+    labels = [float(label == _ACTION) for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
+    pairs = [float(_ACTION in (a, b)) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
+    standing = [0.0] * len(CELL_KINDS)
+    return 1 + (_ACTION_WEIGHT - 1) * torch.tensor([*labels, *pairs, *standing])
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from videoxl2.training.perception import (
     anchor_cells,
     set_loss,
     set_scores,
+    set_weights,
     targets_of,
 )
 from videoxl2.training.queries import query_text
@@ -104,11 +105,28 @@ def test_groups_of_clips_with_different_numbers_of_actors() -> None:
 
 def test_a_right_reading_scores_one_and_costs_little(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
     sets = targets[3]
-    right = (sets * 2 - 1) * 9
+    right = (sets * 2 - 1) * 12
     scores = set_scores(right, sets)
     assert {name for name, value in scores.items() if value == 1.0} >= {"kind", "colour", "kind+colour", "standing"}
     assert max(set_scores(-right, sets).values()) == 0.0
     assert float(set_loss(right, sets)) < 0.1 < 100 < float(set_loss(-right, sets))
+
+
+def test_an_action_that_is_missed_costs_more_than_a_colour(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    sets = targets[3]
+
+    def cost(missed: int) -> float:
+        """How much more it costs to be wrong about one output."""
+        right = torch.where(sets > 0, 9.0, -9.0)
+        wrong = right.clone()
+        wrong[:, missed] *= -1
+        return float(set_loss(wrong, sets) - set_loss(right, sets))
+
+    actions = KIND_COLOUR - len(CELL_ACTIONS)
+    run, red = actions + CELL_ACTIONS.index("run"), COLOUR + CELL_COLOURS.index("red")
+    assert set_weights().shape == (SET_SIZE,)
+    assert set(set_weights()[:actions].tolist()) == {1.0} and float(set_weights()[run]) > 1.0
+    assert cost(run) == pytest.approx(float(set_weights()[run]) * cost(red), rel=1e-3)
 
 
 def person(object_id: str, shirt: str, *visible: tuple[float, float]) -> ObjectFact:
