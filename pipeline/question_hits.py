@@ -53,16 +53,13 @@ def join_hits(hits_by_line: Sequence[Sequence[VectorHit]]) -> QuestionHits:
         scores = [{name: hit.score for name, hit in found[0].items()}]
     else:
         scores = [_standard(best, list(segment_of)) for best in found]
-    chunks: dict[str, float] = {}
+    chunks = {name: max(scored[name] for scored in scores) for name in segment_of}
     segments: dict[str, float] = {}
     best_groups: dict[str, str] = {}
-    for best, scored in zip(found, scores, strict=True):
-        for name, score in scored.items():
-            is_better = score > chunks.get(name, -math.inf)
-            if name in best and (is_better or name not in best_groups):
-                best_groups[name] = best[name].group_id
-            chunks[name] = max(chunks.get(name, -math.inf), score)
-            segments[segment_of[name]] = max(segments.get(segment_of[name], -math.inf), score)
+    for name, segment in segment_of.items():
+        segments[segment] = max(segments.get(segment, -math.inf), chunks[name])
+        line = max((line for line, best in enumerate(found) if name in best), key=lambda line: scores[line][name])
+        best_groups[name] = found[line][name].group_id
     return QuestionHits(chunks, segments, best_groups)
 
 
