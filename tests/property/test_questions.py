@@ -225,6 +225,8 @@ def check(facts: Json, item: QA) -> None:
             must_be_certain(facts, stem)
     elif item.kind == "order":
         check_order(facts, item)
+    elif item.kind == "what":
+        check_what(facts, item)
     else:
         events = [] if item.answer == "Nothing happens." else told(facts, item.answer)
         starts = [event["start_s"] for event in events]
@@ -245,6 +247,25 @@ def check_order(facts: Json, item: QA) -> None:
         match = re.match(r"Does this happen before (.*): (.*)\?", item.question)
         assert match is not None, item
         assert item.answer == ("yes" if start(match[2]) < start(match[1]) else "no"), item
+
+
+def check_what(facts: Json, item: QA) -> None:
+    """Of all that happens one thing only fits the question, and the answer with it."""
+    main = [e for e in facts["events"] + facts["doubtful_events"] if e["kind"] not in ("enter", "leave")]
+    if match := re.fullmatch(r"What does (.*) do\?", item.question):
+        who = re.fullmatch(thing(), match[1])
+        assert who is not None, item
+        ids = {o["object_id"] for o in facts["objects"] + facts["doubtful_objects"] if fits(o, who.groupdict())}
+        meant = [event for event in main if ids & {event["object_id"], event["target_id"]}]
+        said = f"{match[1]} {item.answer}"
+    else:
+        match = re.fullmatch(rf"Who ({VERB})(.*)\?", item.question)
+        assert match is not None, item
+        kinds = {FORMS[match[1]], *ALSO.get(FORMS[match[1]], ())}
+        people = {o["object_id"] for o in facts["objects"] + facts["doubtful_objects"] if o["kind"] == "person"}
+        meant = [event for event in main if event["kind"] in kinds and event["object_id"] in people]
+        said = f"{item.answer} {match[1]}{match[2]}"
+    assert deeds(facts, said) == meant and len(meant) == 1, (item, meant)
 
 
 def check_choice(facts: Json, item: QA, stem: str) -> None:
@@ -294,6 +315,8 @@ def test_every_answer_follows_from_the_facts(asked: Asked) -> None:
         for item in questions:
             check(values, item)
     assert len(all_questions(asked)) > 5000
+    told = Counter(item.question.split()[0] for item in all_questions(asked) if item.kind == "what")
+    assert min(told["What"], told["Who"]) > 60, told
 
 
 def test_facts_survive_json(asked: Asked) -> None:
@@ -362,7 +385,7 @@ def words_of(text: str) -> set[tuple[str, ...]]:
 def test_combinations_kept_for_the_test_never_occur_in_training(asked: Asked) -> None:
     for _, questions in asked:
         for item in questions:
-            if item.kind in ("describe", "events", "when", "where", "order", "exists"):
+            if item.kind in ("describe", "events", "when", "where", "order", "exists", "what"):
                 for words in words_of(f"{item.question} {item.answer}"):
                     # "a dog stays with a person": only what is shown counts; wrong options may name anything.
                     assert first_split(*words) == "train", (words, item)

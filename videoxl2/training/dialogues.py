@@ -25,7 +25,7 @@ from videoxl2.training.scene import Scene
 GROUP_S = 4.0
 _PRIORS_SEED, _PRIORS_PER_KIND = 83, 8
 _LONG = ("describe", "events")
-_WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5}
+_WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5, "what": 1.5}
 """How often each kind is asked where there is a choice; others count 1."""
 _MISSED = 0.15
 """How often a question is asked whose evidence is pooled, against one whose evidence is dense."""

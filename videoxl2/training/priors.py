@@ -15,7 +15,7 @@ from videoxl2.training.wording import LETTERS
 
 _WEIGHTS = (0.2, 4.0)
 """Between these lies how much rather a question is asked than one whose text says nothing."""
-_TOLD_BY_WORDING = frozenset({"count", "where", "order", "exists"})
+_TOLD_BY_WORDING = frozenset({"count", "where", "order", "exists", "what"})
 
 
 def wording(text: str) -> str:

@@ -36,7 +36,7 @@ from videoxl2.training.wording import (
     verb_phrase,
 )
 
-QuestionKind = Literal["colour", "count", "when", "where", "order", "exists", "describe", "events", "choice"]
+QuestionKind = Literal["colour", "count", "when", "where", "order", "exists", "describe", "events", "choice", "what"]
 KINDS: tuple[QuestionKind, ...] = (
     "colour",
     "count",
@@ -47,6 +47,7 @@ KINDS: tuple[QuestionKind, ...] = (
     "describe",
     "events",
     "choice",
+    "what",
 )
 
 _MAX_COUNT = 6
@@ -616,9 +617,7 @@ def _choice_do(asker: _Asker) -> QA | None:
 
 def _choice_who(asker: _Asker) -> QA | None:
     """Who does it: people in four shirts, those in the picture among them."""
-    events = [e for e in asker.only_events(PERSON_ACTIONS) if e.kind != "meet"]
-    events = [e for e in events if Claim("person", action=e.kind).events(asker.facts) == [e]]
-    events = [e for e in events if not Claim("person", action=e.kind).doubtful_intervals(asker.facts)]
+    events = _done_by_one(asker)
     if not events:
         return None
     event = asker.rare_first(events)
@@ -670,6 +669,53 @@ def _choice_when(asker: _Asker) -> QA | None:
     return _with_options(asker, question, right, wrong, (event.start_s, event.end_s), ids)
 
 
+# --- the same without options -------------------------------------------------------------------------------------
+
+
+def _done_by_one(asker: _Asker) -> list[EventFact]:
+    """What only one person does, whatever the others look like; two meet."""
+    return [
+        event
+        for event in asker.only_events(PERSON_ACTIONS)
+        if event.kind != "meet" and asker.is_only(event, Claim("person", action=event.kind))
+    ]
+
+
+def _what(asker: _Asker) -> QA | None:
+    """An open question: what somebody or something does, or who does it."""
+    for maker in asker.shuffled([_what_does, _who_did]):
+        made = maker(asker)
+        if made is not None:
+            return made
+    return None
+
+
+def _what_does(asker: _Asker) -> QA | None:
+    """Of what does one thing only, so that nothing else would be right."""
+    facts = asker.facts
+    seen = (*asker.main_events, *facts.doubtful_events)
+    roles = Counter(role for event in seen for role in (event.object_id, event.target_id) if role)
+    alone = [event for event in asker.main_events if roles[event.object_id] == 1]
+    named = {event.event_id: who for event in alone if (who := asker.the(facts.object(event.object_id))) is not None}
+    alone = [event for event in alone if event.event_id in named]
+    if not alone:
+        return None
+    event = asker.rare_first(alone)
+    question = asker.pattern("choice_do", who=named[event.event_id])
+    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
+    return QA("what", question, verb_phrase(event.kind, "third"), (), span, ids)
+
+
+def _who_did(asker: _Asker) -> QA | None:
+    events = _done_by_one(asker)
+    if not events:
+        return None
+    event = asker.rare_first(events)
+    question = asker.pattern("choice_who", verb=verb_phrase(event.kind, "third"))
+    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
+    return QA("what", question, object_phrase(asker.facts.object(event.object_id)), (), span, ids)
+
+
 _MAKERS: dict[QuestionKind, Callable[[_Asker], QA | None]] = {
     "colour": _colour,
     "count": _count,
@@ -680,4 +726,5 @@ _MAKERS: dict[QuestionKind, Callable[[_Asker], QA | None]] = {
     "describe": _describe,
     "events": _events,
     "choice": _choice,
+    "what": _what,
 }
