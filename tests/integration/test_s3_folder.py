@@ -429,10 +429,10 @@ def test_a_lease_that_is_not_renewed_is_taken_over_and_its_holder_is_told(
     folder: S3Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a paused machine, a dead one, or a broken connection looks like to the others."""
+    begun = time.monotonic()
     first = WriterLease(folder).acquire()
     lock = first._lock
     monkeypatch.setattr(lock, "_write", lambda *_: (_ for _ in ()).throw(OSError("no route")))
-    begun = time.monotonic()
     second = WriterLease(folder).acquire(wait_s=30)
     assert time.monotonic() - begun > 2.0
     with pytest.raises(LeaseLost, match="could not be renewed"):

@@ -194,12 +194,12 @@ def test_a_file_has_a_time_budget(long_clip: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_time_of_the_caller_counts_against_no_limit(long_clip: Path) -> None:
-    with DecodeWorker(DecodeSettings(stall_timeout_s=2.0, batch_frames=4)) as own:
+    with DecodeWorker(DecodeSettings(stall_timeout_s=4.0, batch_frames=4)) as own:
         num_frames = 0
         for event in own.decode(str(long_clip), "file:///x", request_for(fps=30.0)):
             if isinstance(event, FrameBatch):
                 if num_frames == 0:
-                    time.sleep(2.5)
+                    time.sleep(4.5)
                 num_frames += len(event.times_s)
     assert num_frames == 360
 
