@@ -129,9 +129,12 @@ def damaged(client: Any, indexed: Any) -> Iterator[str]:
     client.put_object(**place, Body=whole)
 
 
-def test_a_flipped_bit_is_an_error_that_names_the_segment(damaged: str) -> None:
+def test_a_flipped_bit_is_an_error_that_names_the_segment(damaged: str, tmp_path: Path) -> None:
     assert damaged.endswith("/00001.vxlkv")
-    done = call("ask", "What happens?", "--archive", ARCHIVE, "--reuse", "reload", "--max-new-tokens", "1")
+    settings = tmp_path / "vxl.toml"
+    settings.write_text("[ingest.levels]\ndense_share = 1.0\n")  # all files are read, whatever the weights choose
+    asked = ("ask", "What happens?", "--archive", ARCHIVE, "--reuse", "reload", "--max-new-tokens", "1")
+    done = call(*asked, "--config", settings)
     assert done.code == 1
     assert damaged in done.error_line and "checksum differs" in done.error_line
     verified = call("kv", "verify", "--archive", ARCHIVE, "--all", "--json")

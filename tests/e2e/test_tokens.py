@@ -184,7 +184,10 @@ def test_verify_holds_tokens_to_the_video(root: Path, made: Path) -> None:
     assert failed.code == 1
     assert [row["segment_id"] for row in failed.json["segments"] if row["status"] == "failed"] == [segment.segment_id]
     assert failed.json["counts"]["not verifiable"] == 1
-    refused = call("ask", "What colour is the car?", "--archive", archive, "--reuse", "reload")
+    settings = root / "all.toml"
+    settings.write_text("[ingest.levels]\ndense_share = 1.0\n")  # all files are read, whatever the weights choose
+    asked = ("ask", "What colour is the car?", "--archive", archive, "--reuse", "reload")
+    refused = call(*asked, "--config", settings)
     assert refused.code == 1 and "checksum" in refused.err
 
 
