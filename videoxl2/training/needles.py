@@ -298,14 +298,14 @@ _Asked = tuple[str, str, list[str]]
 
 def _ask_who(kind: _Kind, claim: Claim, colour: str) -> _Asked:
     assert kind.action is not None
-    question = _first("choice_who", verb=verb_phrase(kind.action, "third"))
+    question = _first("who_does", verb=verb_phrase(kind.action, "third"))
     wrong = [noun_phrase("person", other) for other in SHIRTS if other != colour]
     return question, noun_phrase("person", colour), wrong
 
 
 def _ask_what(kind: _Kind, claim: Claim, colour: str) -> _Asked:
     assert kind.action is not None
-    question = _first("choice_do", who=noun_phrase("person", colour, None, "the"))
+    question = _first("what_does", who=noun_phrase("person", colour, None, "the"))
     wrong = [verb_phrase(a, "third") for a in PERSON_ACTIONS if a not in (kind.action, "walk", "stop")]
     return question, verb_phrase(kind.action, "third"), wrong
 

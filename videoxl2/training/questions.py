@@ -191,6 +191,11 @@ class _Asker:
         return self.one([event for event in events if event.kind == kind])
 
 
+def _first_made(asker: _Asker, makers: Sequence[Callable[[_Asker], QA | None]]) -> QA | None:
+    """A question of one of the makers, in random order: of the first that has one."""
+    return next((made for maker in asker.shuffled(makers) if (made := maker(asker)) is not None), None)
+
+
 def _who_does(asker: _Asker, event: EventFact) -> str:
     return object_phrase(asker.facts.object(event.object_id))
 
@@ -410,11 +415,7 @@ def _exists(asker: _Asker) -> QA | None:
         return None
     makers = [_exists_swapped_colour, _exists_by_prevalence, _exists_swapped_colour, _exists_by_prevalence]
     makers.append(_exists_swapped_action)
-    for maker in asker.shuffled(makers):
-        made = maker(asker)
-        if made is not None:
-            return made
-    return None
+    return _first_made(asker, makers)
 
 
 def _other_colour(asker: _Asker, claim: Claim) -> Claim | None:
@@ -552,6 +553,47 @@ def _events(asker: _Asker) -> QA | None:
     return QA("events", f"{asker.pattern('events')} {hint}", answer, (), None, tuple(e.event_id for e in told))
 
 
+# --- what happens, in the model's own words -----------------------------------------------------------------------
+
+
+def _what(asker: _Asker) -> QA | None:
+    """An open question: what somebody or something does, or who does it."""
+    return _first_made(asker, [_what_does, _who_did])
+
+
+def _what_does(asker: _Asker) -> QA | None:
+    """Of what does one thing only, so that nothing else would be right."""
+    facts = asker.facts
+    seen = (*asker.main_events, *facts.doubtful_events)
+    roles = Counter(role for event in seen for role in (event.object_id, event.target_id) if role)
+    named = {
+        event: who
+        for event in asker.main_events
+        if roles[event.object_id] == 1 and (who := asker.the(facts.object(event.object_id))) is not None
+    }
+    if not named:
+        return None
+    event = asker.rare_first(list(named))
+    question = asker.pattern("what_does", who=named[event])
+    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
+    return QA("what", question, verb_phrase(event.kind, "third"), (), span, ids)
+
+
+def _who_did(asker: _Asker) -> QA | None:
+    """What one person only does, whatever the others look like; two meet."""
+    events = [
+        event
+        for event in asker.only_events(PERSON_ACTIONS)
+        if event.kind != "meet" and asker.is_only(event, Claim("person", action=event.kind))
+    ]
+    if not events:
+        return None
+    event = asker.rare_first(events)
+    question = asker.pattern("who_does", verb=verb_phrase(event.kind, "third"))
+    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
+    return QA("what", question, object_phrase(asker.facts.object(event.object_id)), (), span, ids)
+
+
 # --- multiple choice ----------------------------------------------------------------------------------------------
 
 
@@ -569,11 +611,7 @@ def _with_options(
 
 
 def _choice(asker: _Asker) -> QA | None:
-    for maker in asker.shuffled([_choice_open, _choice_do, _choice_who, _choice_which, _choice_when, _choice_which]):
-        made = maker(asker)
-        if made is not None:
-            return made
-    return None
+    return _first_made(asker, [_choice_open, _choice_do, _choice_who, _choice_which, _choice_when, _choice_which])
 
 
 def _choice_open(asker: _Asker) -> QA | None:
@@ -610,22 +648,18 @@ def _choice_do(asker: _Asker) -> QA | None:
         right = verb_phrase(event.kind, "third")
         ids = (event.event_id, item.object_id)
         return _with_options(
-            asker, asker.pattern("choice_do", who=who), right, wrong, (event.start_s, event.end_s), ids
+            asker, asker.pattern("what_does", who=who), right, wrong, (event.start_s, event.end_s), ids
         )
     return None
 
 
 def _choice_who(asker: _Asker) -> QA | None:
     """Who does it: people in four shirts, those in the picture among them."""
-    events = _done_by_one(asker)
-    if not events:
+    made = _who_did(asker)
+    if made is None:
         return None
-    event = asker.rare_first(events)
-    item = asker.facts.object(event.object_id)
-    wrong = [noun_phrase("person", c) for c in PALETTES["person"] if c != colour_of(item)]
-    question = asker.pattern("choice_who", verb=verb_phrase(event.kind, "third"))
-    ids = (event.event_id, item.object_id)
-    return _with_options(asker, question, object_phrase(item), wrong, (event.start_s, event.end_s), ids)
+    shirts = [noun_phrase("person", colour) for colour in PALETTES["person"]]
+    return _with_options(asker, made.question, made.answer, shirts, made.interval, made.evidence_ids)
 
 
 def _choice_which(asker: _Asker) -> QA | None:
@@ -667,53 +701,6 @@ def _choice_when(asker: _Asker) -> QA | None:
     right = span_words(event.start_s, event.start_s + length)
     ids = (event.event_id, event.object_id)
     return _with_options(asker, question, right, wrong, (event.start_s, event.end_s), ids)
-
-
-# --- the same without options -------------------------------------------------------------------------------------
-
-
-def _done_by_one(asker: _Asker) -> list[EventFact]:
-    """What only one person does, whatever the others look like; two meet."""
-    return [
-        event
-        for event in asker.only_events(PERSON_ACTIONS)
-        if event.kind != "meet" and asker.is_only(event, Claim("person", action=event.kind))
-    ]
-
-
-def _what(asker: _Asker) -> QA | None:
-    """An open question: what somebody or something does, or who does it."""
-    for maker in asker.shuffled([_what_does, _who_did]):
-        made = maker(asker)
-        if made is not None:
-            return made
-    return None
-
-
-def _what_does(asker: _Asker) -> QA | None:
-    """Of what does one thing only, so that nothing else would be right."""
-    facts = asker.facts
-    seen = (*asker.main_events, *facts.doubtful_events)
-    roles = Counter(role for event in seen for role in (event.object_id, event.target_id) if role)
-    alone = [event for event in asker.main_events if roles[event.object_id] == 1]
-    named = {event.event_id: who for event in alone if (who := asker.the(facts.object(event.object_id))) is not None}
-    alone = [event for event in alone if event.event_id in named]
-    if not alone:
-        return None
-    event = asker.rare_first(alone)
-    question = asker.pattern("choice_do", who=named[event.event_id])
-    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
-    return QA("what", question, verb_phrase(event.kind, "third"), (), span, ids)
-
-
-def _who_did(asker: _Asker) -> QA | None:
-    events = _done_by_one(asker)
-    if not events:
-        return None
-    event = asker.rare_first(events)
-    question = asker.pattern("choice_who", verb=verb_phrase(event.kind, "third"))
-    span, ids = (event.start_s, event.end_s), (event.event_id, event.object_id)
-    return QA("what", question, object_phrase(asker.facts.object(event.object_id)), (), span, ids)
 
 
 _MAKERS: dict[QuestionKind, Callable[[_Asker], QA | None]] = {

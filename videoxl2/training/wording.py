@@ -144,8 +144,8 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     "exists_smoke": ("Is there smoke?",),
     "describe": ("Describe what happens.", "What happens in the video?"),
     "events": ("List the events with their times.", "Which events happen, and when?"),
-    "choice_do": ("What does {who} do?",),
-    "choice_who": ("Who {verb}?",),
+    "what_does": ("What does {who} do?",),
+    "who_does": ("Who {verb}?",),
     "choice_which": ("Which of these happens?", "What can be seen in the video?"),
 }
 SECONDS_HINT = "Answer in seconds."
