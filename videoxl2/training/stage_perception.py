@@ -47,12 +47,13 @@ from videoxl2.training.trainer import TrainSettings, fit
 FRAMES_PER_GROUP = 4
 # Most of what is seen walks or drives by; what is rare is shown more often than it happens.
 _COMMON_ACTIONS = frozenset({"enter", "leave", "walk", "drive", "open"})
+_RARE_ACTIONS = tuple(number for number, name in enumerate(CELL_ACTIONS) if number and name not in _COMMON_ACTIONS)
 _COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
 _RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
 _ANY_WINDOW = 0.12
 _SETTLING_RATE = 2e-3
-# Row 3 of a table of actors is their motion.
-_MOTION = 3
+# Rows of a table of actors.
+_MOTION, _ACTION = 3, 4
 _MIRRORED_MOTIONS = np.asarray(
     [CELL_MOTIONS.index({"left": "right", "right": "left"}.get(motion, motion)) for motion in CELL_MOTIONS], np.uint8
 )
@@ -85,13 +86,15 @@ class ClipWindows:
 class BatchShape:
     """What one step looks at: ``clips`` windows of ``groups`` frame groups, and ``texts`` texts about them.
 
-    ``mirror``: half of the windows are shown mirrored, as if the place lay the other way round.
+    ``mirror``: half of the windows are shown mirrored, as if the place lay the other way round. ``rare``: so many of
+    them show a rare action, each of these equally often, though some happen a hundred times as often as others.
     """
 
     clips: int = 8
     groups: int = 1
     texts: int = 64
     mirror: bool = True
+    rare: float = 0.5
 
 
 class ClipSampler:
@@ -103,9 +106,11 @@ class ClipSampler:
         self._paths = list(paths)
         self._ids_of = functools.partial(text_ids, tokenizer, text)
         self._shape, self._seed = shape, seed
-        self._lively = [liveliness(path) for path in self._paths]
+        watched = [what_happens(path) for path in self._paths]
+        self._lively = [liveliness(happens) for happens in watched]
         share = np.asarray([0.3 + lively_F.mean() for lively_F in self._lively])
         self._share = share / share.sum()
+        self._rare = rare_moments(watched)
 
     def batch(self, step: int, image_size: int, pool_stride: int) -> PerceptionBatch:
         """The batch of a step."""
@@ -120,9 +125,8 @@ class ClipSampler:
         size = self._shape.groups * FRAMES_PER_GROUP
         frames, owners, tables, facts, spans = [], [], [], [], []
         for _ in range(self._shape.clips):
-            number = self._clip(rng)
+            number, first = self._place(size, rng)
             clip = Recording.load(self._paths[number])
-            first = self._window(number, size, rng)
             window = (
                 augment(clip.frames(first, first + size), rng),
                 clip.owners_FYX[first : first + size],
@@ -145,16 +149,20 @@ class ClipSampler:
         labels_BG = pair_labels(claims, seen.facts, seen.spans).astype(np.int64)
         return self._ids_of(texts), torch.from_numpy(labels_BG)
 
-    def _clip(self, rng: np.random.Generator) -> int:
-        return int(rng.choice(len(self._paths), p=self._share))
-
-    def _window(self, clip: int, size: int, rng: np.random.Generator) -> int:
+    def _place(self, size: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Number of a clip, and the first frame of a window of ``size`` frames."""
+        if self._rare and rng.random() < self._shape.rare:
+            moments_M2 = self._rare[int(rng.integers(len(self._rare)))]
+            clip, frame = moments_M2[int(rng.integers(len(moments_M2)))].tolist()
+            first = frame - int(rng.integers(size))
+            return clip, min(max(first, 0), len(self._lively[clip]) - size)
+        clip = int(rng.choice(len(self._paths), p=self._share))
         lively_F = self._lively[clip]
         starts = np.arange(len(lively_F) - size + 1)
         if rng.random() < _ANY_WINDOW:
-            return int(rng.choice(starts))
+            return clip, int(rng.choice(starts))
         weight = np.convolve(lively_F, np.ones(size), "valid") + 0.05 * size
-        return int(rng.choice(starts, p=weight / weight.sum()))
+        return clip, int(rng.choice(starts, p=weight / weight.sum()))
 
 
 def text_ids(tokenizer: Tokenizer, spec: TextSpec, texts: Sequence[str]) -> Tensor:
@@ -163,19 +171,36 @@ def text_ids(tokenizer: Tokenizer, spec: TextSpec, texts: Sequence[str]) -> Tens
     return torch.tensor([ids + [spec.pad_id] * (spec.num_positions - len(ids)) for ids in found])
 
 
-def liveliness(path: Path) -> np.ndarray:
-    """How much there is to learn from each frame of a recorded clip [F]: who is seen acting, rare actions more."""
+def what_happens(path: Path) -> list[NDArray[np.uint8]]:
+    """Of each frame of a recorded clip the labels [5, V] of who is seen in it."""
     with np.load(path) as stored:
         owners_FYX, actors_F5A = stored["owners"], stored["actors"]
+    return [
+        table_5A[:, np.unique(owners_YX[owners_YX > 0])]
+        for owners_YX, table_5A in zip(owners_FYX, actors_F5A, strict=True)
+    ]
+
+
+def liveliness(happens: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """How much there is to learn from each frame of a clip [F]: who is seen acting, rare actions more."""
     worth_A = np.asarray(
         [0.0, *(_COMMON_WORTH if name in _COMMON_ACTIONS else _RARE_WORTH for name in CELL_ACTIONS[1:])]
     )
     found = []
-    for owners_YX, table_5A in zip(owners_FYX, actors_F5A, strict=True):
-        seen = np.unique(owners_YX[owners_YX > 0])
-        moving = 0.5 * (table_5A[3, seen] > 1) + _KIND_WORTH * np.isin(table_5A[0, seen], _RARE_KINDS)
-        found.append(float((worth_A[table_5A[4, seen]] + moving).sum()))
+    for table_5V in happens:
+        moving = 0.5 * (table_5V[_MOTION] > 1) + _KIND_WORTH * np.isin(table_5V[0], _RARE_KINDS)
+        found.append(float((worth_A[table_5V[_ACTION]] + moving).sum()))
     return np.asarray(found)
+
+
+def rare_moments(watched: Sequence[Sequence[NDArray[np.uint8]]]) -> list[NDArray[np.int64]]:
+    """For each rare action that happens, where: rows (number of the clip, frame) [M, 2]."""
+    found: dict[int, list[tuple[int, int]]] = {action: [] for action in _RARE_ACTIONS}
+    for number, happens in enumerate(watched):
+        for frame, table_5V in enumerate(happens):
+            for action in found.keys() & set(table_5V[_ACTION].tolist()):
+                found[action].append((number, frame))
+    return [np.asarray(moments) for moments in found.values() if moments]
 
 
 def augment(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -329,7 +354,7 @@ def train_perception(
     shown = sampler("train", shape or BatchShape())
     feed = Prefetcher(lambda number: shown.batch(number, size, stride), threads=threads)
     held_out = clip_paths(clips, "validation")
-    check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False)
+    check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False, rare=0.0)
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
 
     if not (folder / "state.pt").exists():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from videoxl2.training.samples import CELL_MOTIONS
-from videoxl2.training.stage_perception import mirrored
+from videoxl2.text_tower import TextSpec
+from videoxl2.tokenizer import Tokenizer
+from videoxl2.training.samples import CELL_ACTIONS, CELL_MOTIONS
+from videoxl2.training.stage_perception import BatchShape, ClipSampler, mirrored, rare_moments, what_happens
+
+COMMON = {CELL_ACTIONS.index(name) for name in ("none", "walk", "enter", "leave", "drive", "open")}
 
 
 def test_a_mirrored_window_exchanges_left_and_right_and_nothing_else() -> None:
@@ -23,3 +29,34 @@ def test_a_mirrored_window_exchanges_left_and_right_and_nothing_else() -> None:
     assert np.array_equal(tables, again)  # the clip's own labels stay
     for once, original in zip(mirrored(seen_frames, seen_owners, seen_tables), (frames, owners, tables), strict=True):
         assert np.array_equal(once, original)
+
+
+def acting(*actions: str) -> np.ndarray:
+    """Labels [5, V] of people who do this."""
+    return np.stack([np.asarray([1, 2, 3, 1, CELL_ACTIONS.index(action)], np.uint8) for action in actions], axis=1)
+
+
+def test_rare_moments_are_told_by_action() -> None:
+    still, quiet = acting("walk"), np.zeros((5, 0), np.uint8)
+    found = rare_moments([[still, acting("walk", "pick"), quiet], [acting("fall", "pick"), still, acting("fall")]])
+    assert sorted(moments.tolist() for moments in found) == [[[0, 1], [1, 0]], [[1, 0], [1, 2]]]
+
+
+def test_windows_show_rare_actions_as_often_as_asked(clips: Path, tokenizer: Tokenizer, small_text: TextSpec) -> None:
+    """Each rare action that happens anywhere, equally often."""
+    paths = sorted((clips / "train").glob("*.npz"))
+    rare = {int(table[4]) for path in paths for frame in what_happens(path) for table in frame.T} - COMMON
+    assert rare, "nothing rare happens in the recorded clips"
+    counts = {}
+    for share in (0.0, 1.0):
+        sampler = ClipSampler(paths, tokenizer, small_text, BatchShape(clips=40, mirror=False, rare=share), 5)
+        seen = sampler.windows(np.random.default_rng(1))
+        shown = [
+            {int(code) for i in range(4) for code in seen.tables[4 * number + i][4, np.unique(owners[i])]}
+            for number, owners in enumerate(seen.owners)
+        ]
+        counts[share] = [sum(action in actions for actions in shown) for action in sorted(rare)]
+        if share == 1.0:
+            assert all(actions & rare for actions in shown)
+    assert min(counts[1.0]) >= 40 / len(rare) / 2
+    assert min(counts[1.0]) > min(counts[0.0])
