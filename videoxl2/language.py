@@ -152,11 +152,15 @@ class QwenDecoder(nn.Module):
         positions_T = torch.arange(start, end, device=self.device)
         return RotaryTable(positions_T, self.spec.head_dim, self.spec.rope_theta, self.dtype)
 
-    def run(self, embeds_BTD: Tensor, attention: LayerAttention) -> Tensor:
-        """All layers and the final norm: hidden states [B, T, D]."""
+    def run(
+        self, embeds_BTD: Tensor, attention: LayerAttention, watch: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """All layers and the final norm: hidden states [B, T, D]. ``watch`` is shown what each layer puts out."""
         hidden_BTD = embeds_BTD
         for index, layer in enumerate(self.layers):
             hidden_BTD = layer(index, hidden_BTD, attention)
+            if watch is not None:
+                watch(index, hidden_BTD)
         return self.norm(hidden_BTD)
 
     def run_keys_values(self, embeds_BTD: Tensor, attention: LayerAttention) -> None:

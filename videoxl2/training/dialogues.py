@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from videoxl2.training.priors import AnswerPriors
 from videoxl2.training.questions import QA, questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene
+from videoxl2.training.token_labels import TokenLabels
 
 GROUP_S = 4.0
 _PRIORS_SEED, _PRIORS_PER_KIND = 83, 8
@@ -44,6 +46,11 @@ class CachedClip:
     def num_groups(self) -> int:
         return len(self.visual_GPD)
 
+    @cached_property
+    def labels(self) -> TokenLabels:
+        """What each visual token shows."""
+        return TokenLabels.of(self.recording, self.first_frame, *self.visual_GPD.shape[:2])
+
     def facts(self, first_group: int, end_group: int, offset_s: float) -> Facts:
         """What is true of groups [first, end), whose first moment becomes ``offset_s``."""
         frames = (self.first_frame + 4 * first_group, self.first_frame + 4 * end_group)
@@ -61,12 +68,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Visual tokens [G, P, D] of a stretch, the time of each group, what is true of it, and where it was cut from."""
+    """Visual tokens [G, P, D] of a stretch, the time of each group, what is true of it, where it was cut from, and what
+    its tokens show, where that was asked for."""
 
     visual_GPD: NDArray[np.float16]
     times_s: tuple[float, ...]
     facts: Facts
     cuts: tuple[Cut, ...] = ()
+    labels: TokenLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class StretchSettings:
     """How long stretches are (in groups) and how they are cut.
 
     A window is as long as stretch and clip allow in ``whole`` of cases, else it has 2 to ``longest_window`` groups.
+    With ``labelled`` it is also told what each token shows.
     """
 
     groups: tuple[int, ...]
@@ -81,6 +91,7 @@ class StretchSettings:
     whole: float = 0.7
     late_start: float = 0.35
     gap: float = 0.15
+    labelled: bool = False
 
 
 def random_stretch(clips: Sequence[CachedClip], settings: StretchSettings, rng: np.random.Generator) -> Stretch:
@@ -106,7 +117,11 @@ def random_stretch(clips: Sequence[CachedClip], settings: StretchSettings, rng: 
         visual.append(clip.visual_GPD[first : first + length])
         parts.append(clip.facts(first, first + length, start_s))
         times += [start_s + GROUP_S * group for group in range(length)]
-    return Stretch(np.concatenate(visual), tuple(times), join_facts(parts), tuple(cuts))
+    labels = None
+    if settings.labelled:
+        shown = [clips[cut.clip].labels.part(cut.first, cut.end) for cut in cuts]
+        labels = TokenLabels.join(shown, [cut.end - cut.first for cut in cuts])
+    return Stretch(np.concatenate(visual), tuple(times), join_facts(parts), tuple(cuts), labels)
 
 
 def join_facts(parts: Sequence[Facts]) -> Facts:

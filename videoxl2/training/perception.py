@@ -13,6 +13,7 @@ Shapes: G frame groups, F = 4 G frames, C width, Y and X cells, A actors, H outp
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,6 +181,12 @@ def set_weights() -> Tensor:
     pairs = [float(_ACTION in (a, b)) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
     standing = [0.0] * len(CELL_KINDS)
     return 1 + (_ACTION_WEIGHT - 1) * torch.tensor([*labels, *pairs, *standing])
+
+
+def action_outputs(but: Collection[str]) -> list[int]:
+    """The outputs of a set that tell an action, but for those named."""
+    base = sum(FRAME_SIZES[:_ACTION])
+    return [base + number for number, name in enumerate(CELL_ACTIONS) if name not in but]
 
 
 @torch.no_grad()

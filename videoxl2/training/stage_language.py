@@ -7,7 +7,8 @@ one differentiable pass.
 
 Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
 an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
-longer the video.
+longer the video. And it learns what it looks at: what each visual token shows is read off its hidden states halfway up
+(``sight``, see ``token_labels``).
 
 Shapes: M tokens of prefix and video, C entries of the assembled cache, T tokens of all questions, E questions whose
 evidence is known, K KV heads, N query heads, D width, Dh head width.
@@ -41,15 +42,20 @@ from videoxl2.training.dialogues import (
     random_stretch,
 )
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype, without_autocast
+from videoxl2.training.perception import set_scores
 from videoxl2.training.priors import AnswerPriors
 from videoxl2.training.questions import QA
 from videoxl2.training.tiles import VideoTiles, tile_video
+from videoxl2.training.token_labels import TokenReading, TokenTargets, choose_tokens, read_layer
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHUNK_GROUPS, _COMPRESSION = 6, 4
 _MOST_EVIDENCE = 0.6
 """Where more of a video than this is evidence, looking at the right place means nothing."""
 _CHECK_SEED, _LENGTHS_SEED = 999, 11
+_SETTLING_RATE = 5e-3
+_TOLD_SIGHTS = ("kind+colour", "shirt+action", "kind+action")
+"""What validation tells of what tokens show."""
 _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 """Levels of samples: the share of dense chunks is drawn from so far to so far, and how often none and the ends are."""
 
@@ -60,7 +66,7 @@ class LanguageSettings:
 
     With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
     does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
-    loss of that counts so many times.
+    loss of that counts so many times. With a ``sight_weight`` hidden states must tell what their tokens show.
     """
 
     groups: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
@@ -73,6 +79,11 @@ class LanguageSettings:
     max_skip: int = 6000
     long_answer_weight: float = 0.5
     grounding_weight: float = 0.0
+    sight_weight: float = 0.0
+
+    def stretches(self, length: int) -> StretchSettings:
+        """How a stretch of ``length`` groups is cut."""
+        return StretchSettings((length,), labelled=self.sight_weight > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +105,7 @@ class Dialogue:
     """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
     weighs it. ``owner_T`` is the question that a token belongs to.
     ``evidence_EC`` says which entries of the cache show what follows token ``ask_E``; ``look_E`` weighs it, so that
-    each question counts alike.
+    each question counts alike. ``shown`` is what visual tokens show, where that is taught.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``pool`` makes
     the cache from its tokens; ``cache_position_C`` and ``position_T`` are positions while questions are asked.
@@ -115,6 +126,7 @@ class Dialogue:
     evidence_EC: Tensor
     look_E: Tensor
     kinds: tuple[str, ...] = field(default=())
+    shown: TokenTargets | None = None
 
 
 def make_dialogue(
@@ -185,6 +197,7 @@ def make_dialogue(
         torch.from_numpy(np.stack(evidence)) if evidence else torch.zeros(0, len(kept), dtype=torch.bool),
         torch.tensor(looks),
         tuple(item.kind for item in questions),
+        None if stretch.labels is None else choose_tokens(stretch.labels, layout, rng),
     )
 
 
@@ -346,10 +359,12 @@ class DialogueAttention:
 @dataclass(frozen=True)
 class Reading:
     """What one pass over a sample gives: logits [A, V] of the positions whose next token is part of an answer, and of
-    each grounded layer minus the logarithm of the attention on the evidence, [H, E]."""
+    each grounded layer minus the logarithm of the attention on the evidence, [H, E]; ``hidden_MD`` is what the decoder
+    knows of prefix and video halfway up."""
 
     logits_AV: Tensor
     misses: list[Tensor]
+    hidden_MD: Tensor
 
 
 def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> Reading:
@@ -361,14 +376,25 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
         video += [decoder.embed(ids), tokens_PD.to(decoder.dtype)]
     embeds_XD = torch.cat((*video, decoder.embed(dialogue.token_T)))
     attention = DialogueAttention(decoder, dialogue, grounded)
-    hidden_BXD = decoder.run(embeds_XD[None], attention)
+    halfway: list[Tensor] = []
+
+    def watch(layer: int, hidden_BXD: Tensor) -> None:
+        if layer == read_layer(decoder.spec):
+            halfway.append(hidden_BXD[0, : layout.length])
+
+    hidden_BXD = decoder.run(embeds_XD[None], attention, watch)
     # Indices from the CPU's copy: a mask on the device would make the shape depend on values that lie there.
     answers_A = torch.nonzero(dialogue.target_T >= 0)[:, 0].to(device)
-    return Reading(decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A)), attention.misses)
+    return Reading(
+        decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A)), attention.misses, halfway[0]
+    )
 
 
-def dialogue_losses(decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings) -> dict[str, Tensor]:
-    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look."""
+def dialogue_losses(
+    decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
+) -> dict[str, Tensor]:
+    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
+    ``sight`` where a head reads what tokens show."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
     logits_AV = reading.logits_AV.float()
@@ -382,6 +408,8 @@ def dialogue_losses(decoder: QwenDecoder, dialogue: Dialogue, settings: Language
             look_E = dialogue.look_E.to(logits_AV.device)
             miss = torch.stack(reading.misses).mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
+    if sight is not None and dialogue.shown is not None:
+        losses["sight"] = settings.sight_weight * sight.loss(reading.hidden_MD, dialogue.shown)
     return losses
 
 
@@ -421,8 +449,7 @@ class DialogueFeed:
         settings = self._settings
         found: list[Dialogue] = []
         while len(found) < settings.samples:
-            wanted = StretchSettings((int(lengths.choice(settings.groups)),))
-            stretch = random_stretch(self._clips, wanted, rng)
+            stretch = random_stretch(self._clips, settings.stretches(int(lengths.choice(settings.groups))), rng)
             sample = random_dialogue(self._tokenizer, stretch, settings, rng, self._priors)
             if sample is not None:
                 found.append(sample)
@@ -433,6 +460,31 @@ class DialogueFeed:
             if future not in self._waiting:
                 self._waiting[future] = self._pool.submit(self.make, replicas.batch_number(future))
         return self._waiting.pop(step).result()
+
+
+def settle_sight(
+    sight: TokenReading,
+    decoder: QwenDecoder,
+    samples_of: Callable[[int], Sequence[Dialogue]],
+    steps: int = 20,
+    passes: int = 15,
+) -> None:
+    """Let the new head learn to read the hidden states as they are, before it teaches the decoder to change them."""
+    weights = list(sight.parameters())
+    optimiser = torch.optim.AdamW(weights, lr=_SETTLING_RATE)
+    for step in range(steps):
+        with torch.no_grad(), torch.autocast(decoder.device.type, torch.bfloat16):
+            seen = [
+                (read_dialogue(decoder, sample).hidden_MD.float(), sample.shown)
+                for sample in samples_of(step)
+                if sample.shown is not None
+            ]
+        for _ in range(passes):
+            losses = [sight.loss(hidden_MD, shown) for hidden_MD, shown in seen]
+            optimiser.zero_grad()
+            torch.stack(losses).mean().backward()
+            replicas.average_gradients(weights)
+            optimiser.step()
 
 
 def train_language(
@@ -452,19 +504,22 @@ def train_language(
     feed = DialogueFeed(clips["train"], tokenizer, language, settings.seed, priors=priors)
     asked = DialogueFeed(clips["validation"], tokenizer, language, _CHECK_SEED, priors=priors)
     checks = [sample for i in range(min(10, len(clips["validation"]))) for sample in asked.make(i)]
+    sight = TokenReading(decoder.spec).to(decoder.device) if language.sight_weight > 0 else None
+    if sight is not None and not (folder / "state.pt").exists():
+        settle_sight(sight, decoder, feed.get)
 
     def losses_at(step: int) -> Mapping[str, Tensor]:
         samples = feed.get(step)
         with torch.autocast(decoder.device.type, torch.bfloat16):
-            return mean_losses([dialogue_losses(decoder, sample, language) for sample in samples])
+            return mean_losses([dialogue_losses(decoder, sample, language, sight) for sample in samples])
 
     def validate() -> Mapping[str, float]:
         with torch.autocast(decoder.device.type, torch.bfloat16):
-            return answer_accuracy(decoder, checks, language.grounding_weight > 0)
+            return answer_accuracy(decoder, checks, language.grounding_weight > 0, sight)
 
     return fit(
         folder,
-        {"language": decoder},
+        {"language": decoder} | ({} if sight is None else {"sight": sight}),
         losses_at,
         settings,
         validate=validate,
@@ -474,18 +529,24 @@ def train_language(
 
 
 @torch.no_grad()
-def answer_accuracy(decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounded: bool = False) -> dict[str, float]:
+def answer_accuracy(
+    decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounded: bool = False, sight: TokenReading | None = None
+) -> dict[str, float]:
     """Share of questions of each kind whose every answer token is the likeliest (teacher forcing).
 
-    ``grounding`` is the mean share of attention that the grounded heads have on the evidence.
+    ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
+    what ``sight`` reads off visual tokens.
     """
     right: dict[str, int] = {}
     total: dict[str, int] = {}
     found: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     for dialogue in dialogues:
         is_answer = dialogue.target_T >= 0
         reading = read_dialogue(decoder, dialogue, grounded)
         found += [miss.neg().exp().flatten().cpu() for miss in reading.misses]
+        if sight is not None and dialogue.shown is not None:
+            seen.append((sight(reading.hidden_MD, dialogue.shown).cpu(), dialogue.shown.set_SH))
         guesses_A = reading.logits_AV.argmax(dim=-1).cpu()
         owners_A, targets_A = dialogue.owner_T[is_answer], dialogue.target_T[is_answer]
         for owner, kind in enumerate(dialogue.kinds):
@@ -493,4 +554,9 @@ def answer_accuracy(decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounde
             total[kind] = total.get(kind, 0) + 1
             right[kind] = right.get(kind, 0) + int(bool((guesses_A[mine] == targets_A[mine]).all()))
     shares = {kind: right[kind] / total[kind] for kind in sorted(total)}
-    return shares | ({"grounding": float(torch.cat(found).mean())} if found else {})
+    if found:
+        shares["grounding"] = float(torch.cat(found).mean())
+    if seen:
+        logits_SH, sets_SH = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        shares |= {f"sees {name}": f1 for name, f1 in set_scores(logits_SH, sets_SH).items() if name in _TOLD_SIGHTS}
+    return shares

@@ -62,7 +62,7 @@ DEFAULTS: Mapping[str, TrainSettings] = {
     "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
-    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2, priors=100),
+    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2, sight_weight=0.2, priors=100),
     "instruction": LanguageSettings(
         groups=(8, 15, 15, 30, 30, 75, 75, 150),
         samples=3,
@@ -70,6 +70,7 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
         per_kind=10,
         pooled=0.5,
         grounding_weight=0.2,
+        sight_weight=0.2,
         priors=100,
     ),
 }

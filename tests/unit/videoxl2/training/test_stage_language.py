@@ -28,18 +28,22 @@ from videoxl2.training.dialogues import (
 )
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
+from videoxl2.training.perception import SET_SIZE
 from videoxl2.training.questions import QA
 from videoxl2.training.recordings import Recording
 from videoxl2.training.stage_language import (
     DialogueFeed,
     LanguageSettings,
+    answer_accuracy,
     dense_groups,
     dialogue_losses,
     grounded_layers,
     make_dialogue,
     random_levels,
     read_dialogue,
+    settle_sight,
 )
+from videoxl2.training.token_labels import TokenLabels, TokenReading, read_layer
 
 QUESTIONS = [
     QA("exists", "Is there a red car?", "yes", (), None, ()),
@@ -287,6 +291,68 @@ def test_grounding_teaches_the_told_heads_to_look() -> None:
         optimiser.step()
         found.append(float(losses["grounding"].detach()))
     assert found[-1] < 0.5 * found[0]
+
+
+def test_sight_teaches_the_lower_half_what_its_tokens_show() -> None:
+    """The layers up to the one that is read learn from it, those above do not, and what is read gets better."""
+    model = tiny_model()
+    model.language = decoder = QwenDecoder(dataclasses.replace(model.spec.language, num_layers=4)).train()
+    initialise_for_training(decoder, 3)
+    settings = LanguageSettings(skip=0.0, sight_weight=2.0)
+    rows = [(group, token, (7 * group + token) % SET_SIZE) for group in range(6) for token in (3, 20)]
+    stretch = dataclasses.replace(street_with_a_runner(6, decoder.spec), labels=TokenLabels(np.asarray(rows, np.int32)))
+    item = QA("exists", "Is there a dog?", "no", (), None, ())
+    sample = make_dialogue(model.tokenizer, stretch, [item], settings, np.random.default_rng(0))
+    sight = TokenReading(decoder.spec)
+    parameters = [p.requires_grad_(True) for p in (*decoder.parameters(), *sight.parameters())]
+    optimiser = torch.optim.AdamW(parameters, lr=3e-3)
+    found = []
+    for _ in range(25):
+        losses = dialogue_losses(decoder, sample, settings, sight)
+        optimiser.zero_grad()
+        losses["sight"].backward()
+        taught = {i for i, layer in enumerate(decoder.layers) if any(p.grad is not None for p in layer.parameters())}
+        optimiser.step()
+        found.append(float(losses["sight"].detach()))
+    assert found[-1] < 0.5 * found[0]
+    assert taught == {0, read_layer(decoder.spec)} == {0, 1}
+    with torch.no_grad():
+        reading = read_dialogue(decoder, sample)
+        again = settings.sight_weight * sight.loss(reading.hidden_MD, sample.shown)
+        scores = answer_accuracy(decoder, [sample], sight=sight)
+    assert float(again) < found[-1]
+    assert {"exists", "sees kind+action", "sees kind+colour", "sees shirt+action"} == set(scores)
+
+
+def test_a_new_head_learns_to_read_before_the_decoder_learns_from_it() -> None:
+    model = tiny_model()
+    settings = LanguageSettings(skip=0.0, sight_weight=1.0)
+    stretch = dataclasses.replace(
+        stretch_of(4, model.spec.language), labels=TokenLabels(np.asarray([[0, 3, 5], [2, 30, 77]], np.int32))
+    )
+    sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0))
+    before = {name: weight.clone() for name, weight in model.language.state_dict().items()}
+    sight = TokenReading(model.spec.language)
+    with torch.no_grad():
+        first = float(dialogue_losses(model.language, sample, settings, sight)["sight"])
+    settle_sight(sight, model.language, lambda step: [sample], steps=4, passes=20)
+    with torch.no_grad():
+        last = float(dialogue_losses(model.language, sample, settings, sight)["sight"])
+    assert last < 0.5 * first
+    assert all(torch.equal(weight, before[name]) for name, weight in model.language.state_dict().items())
+
+
+def test_stretches_tell_what_their_tokens_show_only_where_that_is_taught(tokenizer: Tokenizer, clips: Path) -> None:
+    recordings = [Recording.load(path).without_pictures() for path in sorted((clips / "train").glob("*.npz"))]
+    cached = [CachedClip(item, item.scene(), 1, np.zeros((14, 4, 32), np.float16)) for item in recordings]
+    for weight in (0.0, 0.5):
+        settings = LanguageSettings(groups=(5,), samples=2, questions=3, sight_weight=weight)
+        shown = [sample.shown for sample in DialogueFeed(cached, tokenizer, settings, 7).make(0)]
+        assert [targets is not None for targets in shown] == [weight > 0] * 2
+    stretch = random_stretch(cached, StretchSettings((9,), whole=0.0, labelled=True), np.random.default_rng(2))
+    parts = [cached[cut.clip].labels.part(cut.first, cut.end).row_R3 for cut in stretch.cuts]
+    assert stretch.labels is not None and len(parts) > 1
+    assert np.array_equal(stretch.labels.row_R3[:, 1:], np.concatenate(parts)[:, 1:])
 
 
 def test_nobody_is_told_where_to_look_for_what_is_not_there() -> None:

@@ -1,0 +1,94 @@
+"""What visual tokens show, as the decoder is taught it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videoxl2.layout import TokenLayout
+from videoxl2.model import VideoXL2
+from videoxl2.training.perception import SET_SIZE, action_outputs, set_weights, targets_of
+from videoxl2.training.recordings import Recording
+from videoxl2.training.samples import CELL_ACTIONS
+from videoxl2.training.token_labels import TokenLabels, TokenReading, TokenTargets, choose_tokens
+
+COMMON = {"none", "enter", "leave", "walk", "drive", "open"}
+
+
+def dense(labels: TokenLabels, num_groups: int, tokens: int) -> np.ndarray:
+    sets_GPH = np.zeros((num_groups, tokens, SET_SIZE), np.bool_)
+    sets_GPH[tuple(labels.row_R3.T)] = True
+    return sets_GPH
+
+
+@pytest.fixture(scope="module")
+def recording(clips: Path) -> Recording:
+    """The liveliest of the recorded clips."""
+    found = [Recording.load(path).without_pictures() for path in sorted((clips / "train").glob("*.npz"))]
+    return max(found, key=lambda item: int((item.owners_FYX > 0).sum()))
+
+
+def test_tokens_show_what_stage_perception_teaches_the_projector(recording: Recording) -> None:
+    labels = TokenLabels.of(recording, 2, 5, 9)
+    frames = slice(2, 22)
+    targets = targets_of(recording.owners_FYX[frames], list(recording.actors_F5A[frames]), stride=2)
+    expected_GPH = targets.token_GHyx.flatten(2).transpose(1, 2).numpy() > 0
+    assert expected_GPH.any()
+    assert np.array_equal(dense(labels, 5, 9), expected_GPH)
+
+
+def test_parts_and_joints_are_those_of_the_whole(recording: Recording) -> None:
+    whole = dense(TokenLabels.of(recording, 0, 8, 9), 8, 9)
+    labels = TokenLabels.of(recording, 0, 8, 9)
+    assert np.array_equal(dense(labels.part(3, 6), 3, 9), whole[3:6])
+    joined = TokenLabels.join([labels.part(5, 8), labels.part(0, 2)], [3, 2])
+    assert np.array_equal(dense(joined, 5, 9), np.concatenate((whole[5:8], whole[:2])))
+
+
+def test_cells_that_tokens_cannot_share_are_refused(recording: Recording) -> None:
+    with pytest.raises(ValueError, match="25 visual tokens do not share 6 x 6"):
+        TokenLabels.of(recording, 0, 2, 25)
+
+
+def test_all_that_is_shown_is_read_and_a_part_of_the_rest(recording: Recording) -> None:
+    labels = TokenLabels.of(recording, 0, 8, 9)
+    layout = TokenLayout.build([1, 2, 3], [[4, 5]] * 8, 9)
+    targets = choose_tokens(labels, layout, np.random.default_rng(0))
+    sets_GPH = dense(labels, 8, 9)
+    places = {span.time_end + p: (g, p) for g, span in enumerate(layout.spans) for p in range(9)}
+    tokens = targets.token_S.tolist()
+    assert len(set(tokens)) == len(tokens)
+    for token, set_H in zip(tokens, targets.set_SH.numpy(), strict=True):
+        assert np.array_equal(set_H, sets_GPH[places[token]])
+    shows_S = targets.set_SH.any(dim=1)
+    assert int(shows_S.sum()) == int(sets_GPH.any(axis=2).sum())
+    assert 0 < int((~shows_S).sum()) < len(places) - int(shows_S.sum())
+    assert float(targets.weight_S.sum()) == pytest.approx(1.0)
+
+
+def test_rare_actions_weigh_more() -> None:
+    first = action_outputs(())[0]
+    walk, pick = first + CELL_ACTIONS.index("walk"), first + CELL_ACTIONS.index("pick")
+    labels = TokenLabels(np.asarray([[0, 1, walk], [0, 2, pick]], np.int32))
+    targets = choose_tokens(labels, TokenLayout.build([1], [[4]], 4), np.random.default_rng(0))
+    by_token = dict(zip(targets.token_S.tolist(), targets.weight_S.tolist(), strict=True))
+    assert by_token[2 + 2] == pytest.approx(3 * by_token[2 + 1])
+    assert set(action_outputs(COMMON)) == set(action_outputs(())) - {first + CELL_ACTIONS.index(a) for a in COMMON}
+
+
+def test_the_loss_is_binary_cross_entropy_weighted_over_tokens_and_outputs() -> None:
+    spec = VideoXL2.from_pretrained("tiny").spec.language
+    reading = TokenReading(spec)
+    rng = np.random.default_rng(3)
+    sets = torch.from_numpy(rng.random((3, SET_SIZE)) < 0.2)
+    targets = TokenTargets(torch.tensor([4, 0, 2]), sets, torch.tensor([0.5, 0.2, 0.3]))
+    hidden_MD = torch.from_numpy(rng.normal(size=(6, spec.width))).float()
+    with torch.no_grad():
+        reading.heads.weight.normal_(std=0.1)
+        share_SH = torch.sigmoid(reading.heads(hidden_MD[[4, 0, 2]]).double())
+        likely_SH = torch.where(sets, share_SH, 1 - share_SH)
+        expected = -0.1 * (targets.weight_S.double()[:, None] * set_weights().double() * likely_SH.log()).sum()
+        assert float(reading.loss(hidden_MD, targets)) == pytest.approx(float(expected), rel=1e-4)
