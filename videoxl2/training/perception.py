@@ -36,8 +36,12 @@ SET_SIZE = sum(FRAME_SIZES) + sum(FRAME_SIZES[a] * FRAME_SIZES[b] for a, b in _P
 _BACKGROUND_WEIGHT = 0.05
 _FRAME_LOSS_WEIGHT = 0.5
 _SET_LOSS_WEIGHT = 0.1
-_ACTION, _ACTION_WEIGHT = 4, 3.0
-"""The place of actions in ``FRAME_SIZES``. They are learned last, and most questions are about them."""
+MOTION, ACTION = 3, 4
+"""The places of motions and actions in ``FRAME_SIZES``, and their rows in a recording's table of actors."""
+COMMON_ACTIONS = frozenset({"none", "enter", "leave", "walk", "drive", "open"})
+"""What most of what is seen does; the other actions are rare, and shown and weighed more."""
+_ACTION_WEIGHT = 3.0
+"""Actions are learned last, and most questions are about them."""
 
 
 @dataclass(frozen=True)
@@ -177,15 +181,15 @@ def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor) -> Tensor:
 @functools.cache
 def set_weights() -> Tensor:
     """How much each output of a set counts in the loss, [H]: what tells an action counts more."""
-    labels = [float(label == _ACTION) for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
-    pairs = [float(_ACTION in (a, b)) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
+    labels = [float(label == ACTION) for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
+    pairs = [float(ACTION in (a, b)) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
     standing = [0.0] * len(CELL_KINDS)
     return 1 + (_ACTION_WEIGHT - 1) * torch.tensor([*labels, *pairs, *standing])
 
 
 def action_outputs(but: Collection[str]) -> list[int]:
     """The outputs of a set that tell an action, but for those named."""
-    base = sum(FRAME_SIZES[:_ACTION])
+    base = sum(FRAME_SIZES[:ACTION])
     return [base + number for number, name in enumerate(CELL_ACTIONS) if name not in but]
 
 

@@ -30,6 +30,9 @@ from videoxl2.training.errors import TrainingError
 from videoxl2.training.facts import Facts, Interval
 from videoxl2.training.paraphrases import paraphrase
 from videoxl2.training.perception import (
+    ACTION,
+    COMMON_ACTIONS,
+    MOTION,
     GroupTargets,
     PerceptionHeads,
     perceive,
@@ -46,14 +49,11 @@ from videoxl2.training.trainer import TrainSettings, fit
 
 FRAMES_PER_GROUP = 4
 # Most of what is seen walks or drives by; what is rare is shown more often than it happens.
-_COMMON_ACTIONS = frozenset({"enter", "leave", "walk", "drive", "open"})
-_RARE_ACTIONS = tuple(number for number, name in enumerate(CELL_ACTIONS) if number and name not in _COMMON_ACTIONS)
+_RARE_ACTIONS = tuple(number for number, name in enumerate(CELL_ACTIONS) if name not in COMMON_ACTIONS)
 _COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
 _RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
 _ANY_WINDOW = 0.12
 _SETTLING_RATE = 2e-3
-# Rows of a table of actors.
-_MOTION, _ACTION = 3, 4
 _MIRRORED_MOTIONS = np.asarray(
     [CELL_MOTIONS.index({"left": "right", "right": "left"}.get(motion, motion)) for motion in CELL_MOTIONS], np.uint8
 )
@@ -184,12 +184,12 @@ def what_happens(path: Path) -> list[NDArray[np.uint8]]:
 def liveliness(happens: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """How much there is to learn from each frame of a clip [F]: who is seen acting, rare actions more."""
     worth_A = np.asarray(
-        [0.0, *(_COMMON_WORTH if name in _COMMON_ACTIONS else _RARE_WORTH for name in CELL_ACTIONS[1:])]
+        [0.0, *(_COMMON_WORTH if name in COMMON_ACTIONS else _RARE_WORTH for name in CELL_ACTIONS[1:])]
     )
     found = []
     for table_5V in happens:
-        moving = 0.5 * (table_5V[_MOTION] > 1) + _KIND_WORTH * np.isin(table_5V[0], _RARE_KINDS)
-        found.append(float((worth_A[table_5V[_ACTION]] + moving).sum()))
+        moving = 0.5 * (table_5V[MOTION] > 1) + _KIND_WORTH * np.isin(table_5V[0], _RARE_KINDS)
+        found.append(float((worth_A[table_5V[ACTION]] + moving).sum()))
     return np.asarray(found)
 
 
@@ -198,7 +198,7 @@ def rare_moments(watched: Sequence[Sequence[NDArray[np.uint8]]]) -> list[NDArray
     found: dict[int, list[tuple[int, int]]] = {action: [] for action in _RARE_ACTIONS}
     for number, happens in enumerate(watched):
         for frame, table_5V in enumerate(happens):
-            for action in found.keys() & set(table_5V[_ACTION].tolist()):
+            for action in found.keys() & set(table_5V[ACTION].tolist()):
                 found[action].append((number, frame))
     return [np.asarray(moments) for moments in found.values() if moments]
 
@@ -215,7 +215,7 @@ def mirrored(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """Pictures and labels of a window with left and right exchanged. No text of the search stage names a side."""
     tables_F5A = tables_F5A.copy()
-    tables_F5A[:, _MOTION] = _MIRRORED_MOTIONS[tables_F5A[:, _MOTION]]
+    tables_F5A[:, MOTION] = _MIRRORED_MOTIONS[tables_F5A[:, MOTION]]
     return np.ascontiguousarray(frames_FHW3[:, :, ::-1]), np.ascontiguousarray(owners_FYX[:, :, ::-1]), tables_F5A
 
 

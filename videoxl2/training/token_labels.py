@@ -22,13 +22,12 @@ from torch.nn import functional
 
 from videoxl2.config import LanguageSpec
 from videoxl2.layout import TokenLayout
-from videoxl2.training.perception import SET_SIZE, action_outputs, group_sets, set_weights
+from videoxl2.training.perception import COMMON_ACTIONS, SET_SIZE, action_outputs, group_sets, set_weights
 from videoxl2.training.recordings import Recording
 
 _EMPTY_SHARE, _EMPTY_WEIGHT = 0.5, 0.2
 """Tokens that show nothing: how many are read for each that shows something, and what all of them weigh together."""
 _RARE_WEIGHT = 3.0
-_COMMON_ACTIONS = frozenset({"none", "enter", "leave", "walk", "drive", "open"})
 _LOSS_SCALE = 0.1
 _RARITY = -4.0
 
@@ -89,7 +88,7 @@ def choose_tokens(labels: TokenLabels, layout: TokenLayout, rng: np.random.Gener
     sets_SH = np.zeros((len(chosen), SET_SIZE), np.bool_)
     sets_SH[row_R, output_R] = True
     weights = np.full(len(chosen), _EMPTY_WEIGHT * max(1, len(shown_S)) / max(1, number))
-    is_rare = sets_SH[: len(shown_S), action_outputs(_COMMON_ACTIONS)].any(axis=1)
+    is_rare = sets_SH[: len(shown_S), action_outputs(COMMON_ACTIONS)].any(axis=1)
     weights[: len(shown_S)] = np.where(is_rare, _RARE_WEIGHT, 1.0)
     starts_G = np.asarray([span.time_end for span in layout.spans])
     return TokenTargets(
