@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from videoxl2.training.errors import TrainingError
 from videoxl2.training.recordings import CLIP_S, Recording, finished_files, record, record_many, recording_path
 from videoxl2.training.samples import actor_labels
 
@@ -46,6 +49,16 @@ def test_what_a_recording_holds_fits_together(clips: Path) -> None:
         frames, rows, columns = np.nonzero(item.owners_FYX)
         assert (item.watch.area_FA[frames, item.owners_FYX[frames, rows, columns] - 1] > 0).all()
     assert any(item.owners_FYX.any() for item in recordings)
+
+
+def test_a_clip_of_another_version_is_refused(clips: Path) -> None:
+    """Its scene is not the one that its pictures show."""
+    path = sorted((clips / "train").glob("*.npz"))[0]
+    clip = Recording.load(path)
+    other = clip.actors_F5A.copy()
+    other[:, 1, -1] = 1 + other[:, 1, -1] % 11
+    with pytest.raises(TrainingError, match=f"clip {clip.seed} .*another version.*record them again"):
+        replace(clip, actors_F5A=other).scene()
 
 
 def test_facts_of_a_stretch_are_in_its_clock(clips: Path) -> None:
