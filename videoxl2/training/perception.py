@@ -36,8 +36,8 @@ SET_SIZE = sum(FRAME_SIZES) + sum(FRAME_SIZES[a] * FRAME_SIZES[b] for a, b in _P
 _BACKGROUND_WEIGHT = 0.05
 _FRAME_LOSS_WEIGHT = 0.5
 _SET_LOSS_WEIGHT = 0.1
-MOTION, ACTION = 3, 4
-"""The places of motions and actions in ``FRAME_SIZES``, and their rows in a recording's table of actors."""
+COLOUR, TROUSERS, MOTION, ACTION = 1, 2, 3, 4
+"""The places of these labels in ``FRAME_SIZES``, and their rows in a recording's table of actors."""
 COMMON_ACTIONS = frozenset({"none", "enter", "leave", "walk", "drive", "open"})
 """What most of what is seen does; the other actions are rare, and shown and weighed more."""
 _ACTION_WEIGHT = 3.0
@@ -46,14 +46,23 @@ _ACTION_WEIGHT = 3.0
 
 @dataclass(frozen=True)
 class GroupTargets:
-    """What one batch of frame groups shows: labels per cell of each frame, and sets per cell of each group."""
+    """What one batch of frame groups shows: labels per cell of each frame, and sets per cell of each group.
+
+    ``coloured_G`` is False for groups shown in other colours than their labels say; nothing is learned of those.
+    """
 
     frame_F5YX: Tensor
     cell_GHYX: Tensor
     token_GHyx: Tensor
+    coloured_G: Tensor
 
     def to(self, device: torch.device) -> GroupTargets:
-        return GroupTargets(self.frame_F5YX.to(device), self.cell_GHYX.to(device), self.token_GHyx.to(device))
+        return GroupTargets(
+            self.frame_F5YX.to(device),
+            self.cell_GHYX.to(device),
+            self.token_GHyx.to(device),
+            self.coloured_G.to(device),
+        )
 
 
 def actor_codes(actors_5A: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -100,8 +109,14 @@ def group_sets(
     return sets
 
 
-def targets_of(owners_FYX: NDArray[np.uint8], actors_F5A: list[NDArray[np.uint8]], stride: int) -> GroupTargets:
-    """Targets of frames from any clips (each frame with the table of its own actors)."""
+def targets_of(
+    owners_FYX: NDArray[np.uint8],
+    actors_F5A: list[NDArray[np.uint8]],
+    stride: int,
+    coloured_G: NDArray[np.bool_] | None = None,
+) -> GroupTargets:
+    """Targets of frames from any clips (each frame with the table of its own actors), in their own colours unless
+    ``coloured_G`` says which are."""
     labels = np.stack(
         [table[:, owners] * (owners > 0) for owners, table in zip(owners_FYX, actors_F5A, strict=True)]
     ).astype(np.int64)
@@ -112,7 +127,9 @@ def targets_of(owners_FYX: NDArray[np.uint8], actors_F5A: list[NDArray[np.uint8]
         ]
     )
     cell_GHYX = torch.from_numpy(sets).to(torch.float32)
-    return GroupTargets(torch.from_numpy(labels), cell_GHYX, functional.max_pool2d(cell_GHYX, stride))
+    known_G = np.ones(len(sets), np.bool_) if coloured_G is None else coloured_G
+    token_GHyx = functional.max_pool2d(cell_GHYX, stride)
+    return GroupTargets(torch.from_numpy(labels), cell_GHYX, token_GHyx, torch.from_numpy(known_G))
 
 
 def _same_width(tables: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
@@ -154,26 +171,33 @@ def perception_loss(heads: PerceptionHeads, seen: Perceived, targets: GroupTarge
     """The parts of the loss by name; their sum is what is minimised."""
     frame_logits_FHYX = heads.frame(seen.maps_FCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     is_seen_FYX = targets.frame_F5YX[:, 0] > 0
-    weight_FYX = torch.where(is_seen_FYX, 1.0, _BACKGROUND_WEIGHT)
+    seen_weight_FYX = torch.where(is_seen_FYX, 1.0, _BACKGROUND_WEIGHT)
+    coloured_F = targets.coloured_G.repeat_interleave(len(is_seen_FYX) // len(targets.coloured_G))
     frame_loss = frame_logits_FHYX.new_zeros((), dtype=torch.float32)
     for label, logits in enumerate(frame_logits_FHYX.float().split(FRAME_SIZES, dim=1)):
         loss_FYX = functional.cross_entropy(logits, targets.frame_F5YX[:, label], reduction="none")
-        frame_loss = frame_loss + (loss_FYX * weight_FYX).sum() / weight_FYX.sum()
+        of_colour = label in (COLOUR, TROUSERS)
+        weight_FYX = seen_weight_FYX * coloured_F[:, None, None] if of_colour else seen_weight_FYX
+        frame_loss = frame_loss + (loss_FYX * weight_FYX).sum() / weight_FYX.sum().clamp(min=1e-6)
     side = round(seen.merged_GSC.shape[1] ** 0.5)
     cell_GHYX = heads.cell(seen.merged_GSC).transpose(1, 2).unflatten(2, (side, side))
     small = round(seen.tokens_GPD.shape[1] ** 0.5)
     token_GHyx = heads.token(seen.tokens_GPD).transpose(1, 2).unflatten(2, (small, small))
     return {
         "frame": _FRAME_LOSS_WEIGHT * frame_loss,
-        "cell": _SET_LOSS_WEIGHT * set_loss(cell_GHYX, targets.cell_GHYX),
-        "token": _SET_LOSS_WEIGHT * set_loss(token_GHyx, targets.token_GHyx),
+        "cell": _SET_LOSS_WEIGHT * set_loss(cell_GHYX, targets.cell_GHYX, targets.coloured_G),
+        "token": _SET_LOSS_WEIGHT * set_loss(token_GHyx, targets.token_GHyx, targets.coloured_G),
     }
 
 
-def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor) -> Tensor:
-    """Binary cross-entropy of all outputs of a cell, averaged over cells; empty cells weigh little."""
+def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor, coloured_G: Tensor) -> Tensor:
+    """Binary cross-entropy of all outputs of a cell, averaged over cells; empty cells weigh little, and what tells a
+    colour counts only where the colours are true."""
     losses_GHYX = functional.binary_cross_entropy_with_logits(logits_GHYX.float(), sets_GHYX, reduction="none")
-    losses_GYX = (losses_GHYX * set_weights().to(losses_GHYX.device)[:, None, None]).sum(1)
+    weights_H = set_weights().to(losses_GHYX.device)
+    colours_H = colour_outputs().to(losses_GHYX.device)
+    weights_GH = torch.where(coloured_G[:, None] | ~colours_H, weights_H, 0.0)
+    losses_GYX = torch.einsum("ghyx,gh->gyx", losses_GHYX, weights_GH)
     weight_GYX = torch.where(sets_GHYX.any(dim=1), 1.0, _BACKGROUND_WEIGHT)
     return (losses_GYX * weight_GYX).sum() / weight_GYX.sum()
 
@@ -181,10 +205,21 @@ def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor) -> Tensor:
 @functools.cache
 def set_weights() -> Tensor:
     """How much each output of a set counts in the loss, [H]: what tells an action counts more."""
-    labels = [float(label == ACTION) for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
-    pairs = [float(ACTION in (a, b)) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
-    standing = [0.0] * len(CELL_KINDS)
-    return 1 + (_ACTION_WEIGHT - 1) * torch.tensor([*labels, *pairs, *standing])
+    return 1 + (_ACTION_WEIGHT - 1) * _tells(ACTION).float()
+
+
+@functools.cache
+def colour_outputs() -> Tensor:
+    """Which outputs of a set tell a colour, of a shirt, body, coat or trousers, [H]."""
+    return _tells(COLOUR) | _tells(TROUSERS)
+
+
+def _tells(place: int) -> Tensor:
+    """Which outputs of a set tell the label at a place of ``FRAME_SIZES``, alone or in a pair, [H]."""
+    labels = [label == place for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
+    pairs = [place in (a, b) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
+    standing = [False] * len(CELL_KINDS)
+    return torch.tensor([*labels, *pairs, *standing])
 
 
 def action_outputs(but: Collection[str]) -> list[int]:

@@ -80,6 +80,12 @@ class ClipWindows:
     facts: list[Facts]
     spans: list[list[Interval]]
     claims: KnownClaims
+    recoloured: NDArray[np.bool_]
+
+    @property
+    def recoloured_G(self) -> NDArray[np.bool_]:
+        """Which frame groups are shown in other colours."""
+        return np.repeat(self.recoloured, [len(groups) for groups in self.spans])
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class BatchShape:
 
     ``mirror``: half of the windows are shown mirrored, as if the place lay the other way round. ``rare``: so many of
     them show a rare action, each of these equally often, though some happen a hundred times as often as others.
+    ``recoloured``: so many are shown in other colours, of which nothing is told. Training never shows some colours
+    with some actions (``splits``), and what one can tell of an action by its colour is wrong of all other footage.
     """
 
     clips: int = 8
@@ -95,6 +103,7 @@ class BatchShape:
     texts: int = 64
     mirror: bool = True
     rare: float = 0.5
+    recoloured: float = 0.2
 
 
 class ClipSampler:
@@ -117,14 +126,15 @@ class ClipSampler:
         rng = np.random.default_rng([self._seed, step])
         seen = self.windows(rng)
         text_BT, labels_BG = self.texts(seen, rng)
-        targets = targets_of(np.concatenate(seen.owners), seen.tables, pool_stride)
+        targets = targets_of(np.concatenate(seen.owners), seen.tables, pool_stride, ~seen.recoloured_G)
         return PerceptionBatch(frames_to_pixels(np.concatenate(seen.frames), image_size), targets, text_BT, labels_BG)
 
     def windows(self, rng: np.random.Generator) -> ClipWindows:
         """As many windows as the shape says, each from a random clip."""
         size = self._shape.groups * FRAMES_PER_GROUP
         frames, owners, tables, facts, spans = [], [], [], [], []
-        for _ in range(self._shape.clips):
+        is_recoloured = rng.random(self._shape.clips) < self._shape.recoloured
+        for recolour in is_recoloured.tolist():
             number, first = self._place(size, rng)
             clip = Recording.load(self._paths[number])
             window = (
@@ -133,20 +143,22 @@ class ClipSampler:
                 clip.actors_F5A[first : first + size],
             )
             shown = mirrored(*window) if self._shape.mirror and rng.random() < 0.5 else window
-            frames.append(shown[0])
+            frames.append(recoloured(shown[0], rng) if recolour else shown[0])
             owners.append(shown[1])
             tables += list(shown[2])
             facts.append(clip.facts(clip.scene(), 0, clip.num_frames))
             spans.append(
                 [(float(t), float(t) + FRAMES_PER_GROUP) for t in range(first, first + size, FRAMES_PER_GROUP)]
             )
-        return ClipWindows(frames, owners, tables, facts, spans, known_claims(facts, spans))
+        return ClipWindows(frames, owners, tables, facts, spans, known_claims(facts, spans), is_recoloured)
 
     def texts(self, seen: ClipWindows, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Ids [B, T] of texts about the windows, and the label of each with each frame group [B, G]."""
         claims = batch_claims(seen.claims, self._shape.texts, rng)
         texts = [paraphrase(text, rng) for text in texts_of(claims)]
         labels_BG = pair_labels(claims, seen.facts, seen.spans).astype(np.int64)
+        names_colour_B = np.asarray([claim.colour is not None or claim.trousers is not None for claim in claims])
+        labels_BG[np.outer(names_colour_B, seen.recoloured_G)] = -1
         return self._ids_of(texts), torch.from_numpy(labels_BG)
 
     def _place(self, size: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -208,6 +220,12 @@ def augment(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
     gain, shift = rng.uniform(0.85, 1.15), rng.uniform(-12, 12)
     table = np.clip(np.arange(256) * gain + shift, 0, 255).astype(np.uint8)
     return np.asarray(table[frames_FHW3], np.uint8)
+
+
+def recoloured(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Pictures of a window with red, green and blue exchanged; what is grey stays."""
+    orders = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    return np.ascontiguousarray(frames_FHW3[..., list(orders[int(rng.integers(len(orders)))])])
 
 
 def mirrored(
@@ -354,7 +372,7 @@ def train_perception(
     shown = sampler("train", shape or BatchShape())
     feed = Prefetcher(lambda number: shown.batch(number, size, stride), threads=threads)
     held_out = clip_paths(clips, "validation")
-    check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False, rare=0.0)
+    check_shape = BatchShape(min(16, len(held_out)), 4, 128, mirror=False, rare=0.0, recoloured=0.0)
     checks = [sampler("validation", check_shape).batch(i, size, stride) for i in range(min(3, len(held_out)))]
 
     if not (folder / "state.pt").exists():

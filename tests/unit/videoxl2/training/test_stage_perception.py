@@ -9,7 +9,7 @@ import numpy as np
 from videoxl2.text_tower import TextSpec
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.samples import CELL_ACTIONS, CELL_MOTIONS
-from videoxl2.training.stage_perception import BatchShape, ClipSampler, mirrored, rare_moments, what_happens
+from videoxl2.training.stage_perception import BatchShape, ClipSampler, mirrored, rare_moments, recoloured, what_happens
 
 COMMON = {CELL_ACTIONS.index(name) for name in ("none", "walk", "enter", "leave", "drive", "open")}
 
@@ -60,3 +60,25 @@ def test_windows_show_rare_actions_as_often_as_asked(clips: Path, tokenizer: Tok
             assert all(actions & rare for actions in shown)
     assert min(counts[1.0]) >= 40 / len(rare) / 2
     assert min(counts[1.0]) > min(counts[0.0])
+
+
+def test_recoloured_windows_keep_what_is_grey_and_what_happens(
+    clips: Path, tokenizer: Tokenizer, small_text: TextSpec
+) -> None:
+    paths = sorted((clips / "train").glob("*.npz"))
+    rng = np.random.default_rng(3)
+    frames = rng.integers(0, 255, (4, 6, 8, 3)).astype(np.uint8)
+    frames[1] = frames[1, :, :, :1]
+    shown = recoloured(frames, rng)
+    assert np.array_equal(shown[1], frames[1]) and not np.array_equal(shown[0], frames[0])
+    assert np.array_equal(np.sort(shown, axis=-1), np.sort(frames, axis=-1))
+    for share in (0.0, 0.5, 1.0):
+        sampler = ClipSampler(paths, tokenizer, small_text, BatchShape(clips=20, texts=64, recoloured=share), 5)
+        batch = sampler.batch(0, 32, 2)
+        seen = sampler.windows(np.random.default_rng([5, 0]))
+        assert batch.targets.coloured_G.tolist() == (~seen.recoloured).tolist()
+        assert seen.recoloured.mean() == share or (share == 0.5 and 0.2 < seen.recoloured.mean() < 0.8)
+        told_GB = (batch.labels_BG >= 0).numpy().T
+        if share:  # texts that name no colour are told of all windows
+            assert 0 < told_GB[seen.recoloured].mean() < 0.6
+        assert share == 1.0 or told_GB[~seen.recoloured].mean() > 0.8

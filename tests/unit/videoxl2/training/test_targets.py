@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from videoxl2.config import ModelSpec
 from videoxl2.training.claims import PALETTES, Claim
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.paraphrases import all_paraphrase_words, paraphrase
 from videoxl2.training.perception import (
     FRAME_SIZES,
     SET_SIZE,
+    Perceived,
+    PerceptionHeads,
     anchor_cells,
+    colour_outputs,
+    perception_loss,
     set_loss,
     set_scores,
     set_weights,
@@ -28,6 +33,7 @@ from videoxl2.training.search_targets import batch_claims, known_claims, pair_la
 KIND, COLOUR, TROUSERS, MOTION = (sum(FRAME_SIZES[:i]) for i in range(4))
 KIND_COLOUR = sum(FRAME_SIZES)
 STANDING = SET_SIZE - len(CELL_KINDS)
+KNOWN = torch.ones(1, dtype=torch.bool)
 
 
 def table(action: str) -> np.ndarray:
@@ -109,7 +115,7 @@ def test_a_right_reading_scores_one_and_costs_little(targets: tuple[np.ndarray, 
     scores = set_scores(right, sets)
     assert {name for name, value in scores.items() if value == 1.0} >= {"kind", "colour", "kind+colour", "standing"}
     assert max(set_scores(-right, sets).values()) == 0.0
-    assert float(set_loss(right, sets)) < 0.1 < 100 < float(set_loss(-right, sets))
+    assert float(set_loss(right, sets, KNOWN)) < 0.1 < 100 < float(set_loss(-right, sets, KNOWN))
 
 
 def test_an_action_that_is_missed_costs_more_than_a_colour(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
@@ -120,7 +126,7 @@ def test_an_action_that_is_missed_costs_more_than_a_colour(targets: tuple[np.nda
         right = torch.where(sets > 0, 9.0, -9.0)
         wrong = right.clone()
         wrong[:, missed] *= -1
-        return float(set_loss(wrong, sets) - set_loss(right, sets))
+        return float(set_loss(wrong, sets, KNOWN) - set_loss(right, sets, KNOWN))
 
     actions = KIND_COLOUR - len(CELL_ACTIONS)
     run, red = actions + CELL_ACTIONS.index("run"), COLOUR + CELL_COLOURS.index("red")
@@ -218,3 +224,36 @@ def test_words_of_paraphrases_are_listed() -> None:
     words = all_paraphrase_words()
     assert {"suitcase", "sprinting", "show me", "wearing"} <= set(words)
     assert list(words) == sorted(set(words))
+
+
+def test_nothing_is_learned_of_colours_that_are_not_true(targets: tuple[np.ndarray, torch.Tensor, ...]) -> None:
+    """Neither alone nor in pairs; kinds and actions are learned as ever."""
+    sets = targets[3]
+    logits = torch.zeros_like(sets, requires_grad=True)
+    set_loss(logits, sets, ~KNOWN).backward()
+    is_learned = logits.grad.abs().sum((0, 2, 3)) > 0
+    labels = range(SET_SIZE)
+    of_colour = [output for output in labels if bool(colour_outputs()[output])]
+    assert COLOUR + CELL_COLOURS.index("red") in of_colour and KIND_COLOUR in of_colour
+    assert KIND not in of_colour and KIND_COLOUR - len(CELL_ACTIONS) not in of_colour
+    assert [output for output in labels if not bool(is_learned[output])] == of_colour
+
+
+def test_recoloured_frames_teach_the_rest(small_spec: ModelSpec) -> None:
+    torch.manual_seed(0)
+    heads = PerceptionHeads(small_spec)
+    owners = np.ones((8, 4, 4), np.uint8)
+    seen = Perceived(
+        torch.randn(8, small_spec.vision.width, 4, 4),
+        torch.randn(2, 16, small_spec.dts.channels),
+        torch.randn(2, 4, small_spec.language.width),
+    )
+
+    def gradients(coloured: list[bool]) -> torch.Tensor:
+        heads.zero_grad()
+        made = targets_of(owners, [table("walk")] * 8, stride=2, coloured_G=np.asarray(coloured))
+        perception_loss(heads, seen, made)["frame"].backward()
+        return torch.stack([part.abs().sum() for part in heads.frame.weight.grad.split(FRAME_SIZES)])
+
+    assert bool((gradients([True, False]) > 0).all())
+    assert (gradients([False, False]) > 0).tolist() == [True, False, False, True, True]
