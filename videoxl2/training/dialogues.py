@@ -29,8 +29,6 @@ _PRIORS_SEED, _PRIORS_PER_KIND = 83, 8
 _LONG = ("describe", "events")
 _WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5, "what": 1.5}
 """How often each kind is asked where there is a choice; others count 1."""
-_MISSED = 0.15
-"""How often a question is asked whose evidence is pooled, against one whose evidence is dense."""
 
 
 @dataclass(frozen=True)
@@ -174,15 +172,11 @@ def questions_about(
     per_kind: int,
     most: int,
     long_answers: float = 0.3,
-    dense_G: NDArray[np.bool_] | None = None,
     priors: AnswerPriors | None = None,
 ) -> list[QA]:
     """Up to ``most`` questions of all kinds; those with long answers, which cost most, in ``long_answers`` of cases.
 
     With ``priors``, questions are rather taken whose answer their wording makes unlikely.
-
-    With ``dense_G``, which frame groups [G] stay dense, questions are rather taken whose evidence does: levels are
-    chosen for the question, and as a rule rightly.
     """
     rng = np.random.default_rng([seed, 43])
     asked = questions_of(stretch.facts, seed, "train", per_kind)
@@ -196,25 +190,8 @@ def questions_about(
     weights = np.asarray([_WANTED.get(item.kind, 1.0) / number[item.kind] for item in kept])
     if priors is not None:
         weights *= [max(1.0, priors.weight(item)) for item in kept]
-    if dense_G is not None:
-        weights *= _shown(kept, [evidence_groups(stretch, item) for item in kept], dense_G)
     chosen = rng.choice(len(kept), min(most, len(kept)), replace=False, p=weights / weights.sum())
     return [kept[i] for i in chosen.tolist()]
-
-
-def _shown(
-    questions: Sequence[QA], evidence: Sequence[NDArray[np.bool_]], dense_G: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """How much rather each question is taken: from ``_MISSED`` to 1 as more of its evidence is dense.
-
-    One without evidence counts as the mean of its kind, so that what happens is not asked more than what does not.
-    """
-    share = np.asarray([dense_G[seen_G].mean() if seen_G.any() else np.nan for seen_G in evidence])
-    for kind in {item.kind for item in questions}:
-        mine = np.asarray([item.kind == kind for item in questions])
-        known = share[mine & ~np.isnan(share)]
-        share[mine & np.isnan(share)] = known.mean() if len(known) else 1.0
-    return _MISSED + (1 - _MISSED) * share
 
 
 def evidence_groups(stretch: Stretch, item: QA) -> NDArray[np.bool_]:

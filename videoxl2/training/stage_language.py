@@ -211,9 +211,8 @@ def random_dialogue(
     """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
     groups = len(stretch.times_s)
     levels = random_levels(groups, rng) if rng.random() < settings.pooled else None
-    dense_G = None if levels is None else dense_groups(groups, levels)
     seed = int(rng.integers(1 << 30))
-    asked = questions_about(stretch, seed, settings.per_kind, settings.questions, dense_G=dense_G, priors=priors)
+    asked = questions_about(stretch, seed, settings.per_kind, settings.questions, priors=priors)
     return make_dialogue(tokenizer, stretch, asked, settings, rng, levels) if asked else None
 
 
@@ -253,14 +252,6 @@ def random_levels(num_groups: int, rng: np.random.Generator) -> list[bool]:
     if rng.random() < _ENDS_DENSE:
         dense |= {0, num_chunks - 1}
     return [chunk in dense for chunk in range(num_chunks)]
-
-
-def dense_groups(num_groups: int, levels: Sequence[bool]) -> np.ndarray:
-    """Which frame groups [G] the dense chunks hold."""
-    dense_G = np.zeros(num_groups, np.bool_)
-    for (first, end), dense in zip(plan_chunks(num_groups, _CHUNK_GROUPS), levels, strict=True):
-        dense_G[first:end] = dense
-    return dense_G
 
 
 def _pooling(layout: TokenLayout, levels: Sequence[bool]) -> Pooling:

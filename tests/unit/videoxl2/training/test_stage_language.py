@@ -23,7 +23,6 @@ from videoxl2.training.dialogues import (
     StretchSettings,
     evidence_groups,
     join_facts,
-    questions_about,
     random_stretch,
 )
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
@@ -31,11 +30,11 @@ from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.perception import SET_SIZE
 from videoxl2.training.questions import QA
 from videoxl2.training.recordings import Recording
+from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import (
     DialogueFeed,
     LanguageSettings,
     answer_accuracy,
-    dense_groups,
     dialogue_losses,
     grounded_layers,
     make_dialogue,
@@ -131,32 +130,6 @@ def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
         assert 0.05 < shares.count(0.0) / 200 < 0.25
         if num_groups == 150:
             assert max(shares) <= 0.6 and len(set(shares)) > 8
-    assert np.flatnonzero(dense_groups(14, [True, False, True])).tolist() == [0, 1, 2, 3, 4, 5, 12, 13]
-
-
-def test_questions_follow_the_dense_chunks_and_what_does_not_happen_is_asked_as_often() -> None:
-    """One person walks during the first chunk, another during the third; only the first one's stays dense."""
-    spec = tiny_model().spec.language
-    people = tuple(
-        ObjectFact(name, "person", {"shirt": shirt, "trousers": "black"}, ((start, start + 24.0),), (), True)
-        for name, shirt, start in (("a", "red", 0.0), ("b", "blue", 48.0))
-    )
-    stretch = dataclasses.replace(stretch_of(18, spec), facts=Facts("street", 0.0, 72.0, people, ()))
-    asked: dict[bool, list[QA]] = {}
-    for told in (False, True):
-        dense_G = dense_groups(18, [True, False, False]) if told else None
-        asked[told] = [qa for seed in range(300) for qa in questions_about(stretch, seed, 4, 2, dense_G=dense_G)]
-
-    def share_first(items: list[QA]) -> float:
-        own = [qa.evidence_ids == ("a",) for qa in items if qa.evidence_ids in (("a",), ("b",))]
-        return sum(own) / len(own)
-
-    def share_yes(items: list[QA]) -> float:
-        answers = [qa.answer for qa in items if qa.kind == "exists"]
-        return answers.count("yes") / len(answers)
-
-    assert share_first(asked[True]) > 0.7 > 0.6 > share_first(asked[False])
-    assert abs(share_yes(asked[True]) - share_yes(asked[False])) < 0.1
 
 
 def test_gradients_reach_every_parameter_of_the_decoder() -> None:
@@ -183,7 +156,7 @@ def still_clip(num_groups: int) -> CachedClip:
     watch = Watch(np.arange(num_frames, dtype=np.float64), 1.0, none, none, none)
     labels = np.zeros((num_frames, 1, 1), np.uint8)
     recording = Recording(0, "train", 16, (b"",) * num_frames, labels, np.zeros((num_frames, 5, 1), np.uint8), watch)
-    scene = dataclasses.replace(recording.scene(), actors=(), actions=(), openings=())
+    scene = dataclasses.replace(clip_scene(0, "train", 16, num_frames + 1.0), actors=(), actions=(), openings=())
     return CachedClip(recording, scene, 0, np.full((num_groups, 1, 2), num_groups, np.float16))
 
 
