@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.reader import ArchiveReader
 
-RULES = 3
+RULES = 4
 """Number of the rules by which footage, questions and figures are made; raised when figures stop being comparable."""
 
 
