@@ -152,6 +152,7 @@ def cell_owners(actors_HW: NDArray[np.uint8], num_actors: int, grid: int) -> NDA
 def actor_labels(scene: Scene, t: float) -> NDArray[np.uint8]:
     """Kind, colour, trousers, motion and action of every actor at ``t``, ``[5, A + 1]``; column 0 is the background."""
     result = np.zeros((5, len(scene.actors) + 1), np.uint8)
+    result[:3] = actor_looks(scene)
     acting: dict[str, str] = {}
     for action in scene.actions:
         if action.start_s <= t < action.end_s:
@@ -159,12 +160,19 @@ def actor_labels(scene: Scene, t: float) -> NDArray[np.uint8]:
                 if actor_id is not None and acting.get(actor_id) in (None, "enter", "leave", "walk"):
                     acting[actor_id] = action.kind
     for number, actor in enumerate(scene.actors, start=1):
+        result[3, number] = CELL_MOTIONS.index(motion_of(scene, actor, t))
+        result[4, number] = CELL_ACTIONS.index(acting.get(actor.actor_id, "none"))
+    return result
+
+
+def actor_looks(scene: Scene) -> NDArray[np.uint8]:
+    """Kind, colour and trousers of every actor, which never change, ``[3, A + 1]``; column 0 is the background."""
+    result = np.zeros((3, len(scene.actors) + 1), np.uint8)
+    for number, actor in enumerate(scene.actors, start=1):
         look = actor.attributes
         result[0, number] = CELL_KINDS.index("bag" if actor.kind == "suitcase" else actor.kind)
         result[1, number] = CELL_COLOURS.index(look.get("shirt", look.get("colour", "none")))
         result[2, number] = CELL_COLOURS.index(look.get("trousers", "none"))
-        result[3, number] = CELL_MOTIONS.index(motion_of(scene, actor, t))
-        result[4, number] = CELL_ACTIONS.index(acting.get(actor.actor_id, "none"))
     return result
 
 
