@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoxl2.training.claims import PALETTES, PERSON_ACTIONS, Claim
-from videoxl2.training.facts import Facts, Interval
+from videoxl2.training.facts import EventFact, Facts, Interval, ObjectFact
 from videoxl2.training.queries import claims_in, query_text
 
 _MIN_OVERLAP_S = 0.9
@@ -86,17 +86,54 @@ def pair_labels(
     claims: Sequence[Claim], facts: Sequence[Facts], spans: Sequence[Sequence[Interval]]
 ) -> NDArray[np.int8]:
     """Labels [B, G] of each claim against every group; ``spans[i]`` are clip i's groups, timed like ``facts[i]``."""
-    rows: list[list[int]] = []
-    for claim in claims:
-        row: list[int] = []
-        for one, groups in zip(facts, spans, strict=True):
-            sure, unsure = claim.intervals(one), claim.doubtful_intervals(one)
-            for span in groups:
-                seen = max((_overlap(span, interval) for interval in sure), default=0.0)
-                maybe = any(_overlap(span, interval) > 0 for interval in unsure)
-                row.append(1 if seen >= _MIN_OVERLAP_S else -1 if maybe or seen > 0 else 0)
-        rows.append(row)
-    return np.asarray(rows, np.int8)
+    columns = [
+        [_label(claim, near, span) for claim in claims]
+        for one, groups in zip(facts, spans, strict=True)
+        for span in groups
+        for near in [facts_near(one, span)]
+    ]
+    return np.asarray(columns, np.int8).reshape(len(columns), len(claims)).T
+
+
+def _label(claim: Claim, facts: Facts, span: Interval) -> int:
+    seen = max((_overlap(span, interval) for interval in claim.intervals(facts)), default=0.0)
+    if seen >= _MIN_OVERLAP_S:
+        return 1
+    maybe = seen > 0 or any(_overlap(span, interval) > 0 for interval in claim.doubtful_intervals(facts))
+    return -1 if maybe else 0
+
+
+def facts_near(facts: Facts, span: Interval) -> Facts:
+    """What bears on ``span``: whoever is seen or does something then, and all that these ever do.
+
+    Claims are true, doubtful or false of the span as they are by all the facts, of which a long clip has many more.
+    """
+    told = (*facts.events, *facts.doubtful_events)
+    busy = {who for event in told if _overlap(span, (event.start_s, event.end_s)) > 0 for who in _actors(event)}
+
+    def objects(items: Sequence[ObjectFact]) -> tuple[ObjectFact, ...]:
+        return tuple(item for item in items if item.object_id in known or _is_seen(item, span))
+
+    def events(items: Sequence[EventFact]) -> tuple[EventFact, ...]:
+        return tuple(event for event in items if not busy.isdisjoint(_actors(event)))
+
+    kept, doubtful = events(facts.events), events(facts.doubtful_events)
+    known = {who for event in (*kept, *doubtful) for who in _actors(event)}
+    return replace(
+        facts,
+        objects=objects(facts.objects),
+        events=kept,
+        doubtful_objects=objects(facts.doubtful_objects),
+        doubtful_events=doubtful,
+    )
+
+
+def _actors(event: EventFact) -> tuple[str, ...]:
+    return (event.object_id,) if event.target_id is None else (event.object_id, event.target_id)
+
+
+def _is_seen(item: ObjectFact, span: Interval) -> bool:
+    return any(_overlap(span, visible) > 0 for visible in item.visible)
 
 
 def texts_of(claims: Sequence[Claim]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from videoxl2.config import ModelSpec
 from videoxl2.training.claims import PALETTES, Claim
-from videoxl2.training.facts import EventFact, Facts, ObjectFact
+from videoxl2.training.facts import EventFact, Facts, ObjectFact, script_facts
 from videoxl2.training.paraphrases import all_paraphrase_words, paraphrase
 from videoxl2.training.perception import (
     FRAME_SIZES,
@@ -25,10 +26,10 @@ from videoxl2.training.perception import (
     set_weights,
     targets_of,
 )
-from videoxl2.training.queries import query_text
-from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS
+from videoxl2.training.queries import claims_in, query_text
+from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS, clip_scene
 from videoxl2.training.scene import COLOURS
-from videoxl2.training.search_targets import batch_claims, known_claims, pair_labels, vary
+from videoxl2.training.search_targets import batch_claims, facts_near, known_claims, pair_labels, vary
 
 KIND, COLOUR, TROUSERS, MOTION = (sum(FRAME_SIZES[:i]) for i in range(4))
 KIND_COLOUR = sum(FRAME_SIZES)
@@ -158,6 +159,30 @@ def test_pairs_are_true_false_or_not_certain() -> None:
         [0, 0, 0, 0, -1],
         [0, 0, 0, 0, 0],
     ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pairs_are_the_same_by_all_the_facts_and_by_those_near(seed: int) -> None:
+    facts = script_facts(clip_scene(seed, duration_s=120.0, events_per_minute=20.0))
+    # Half of what happens is made doubtful, so that it counts too.
+    facts = replace(facts, events=facts.events[::2], doubtful_events=(*facts.events[1::2], *facts.doubtful_events))
+    claims = sorted(claims_in(facts), key=repr)
+    claims += [vary(claim, np.random.default_rng(i)) for i, claim in enumerate(claims)]
+    spans = [(float(t), t + 4.0) for t in range(0, 120, 4)]
+    plain = [[plain_label(claim, facts, span) for span in spans] for claim in claims]
+    assert pair_labels(claims, [facts], [spans]).tolist() == plain
+    assert {-1, 0, 1} == {label for row in plain for label in row}
+    assert len(facts_near(facts, spans[7]).events) < len(facts.events) / 2
+
+
+def plain_label(claim: Claim, facts: Facts, span: tuple[float, float]) -> int:
+    def overlap(interval: tuple[float, float]) -> float:
+        return min(span[1], interval[1]) - max(span[0], interval[0])
+
+    seen = max(map(overlap, claim.intervals(facts)), default=0.0)
+    if seen >= 0.9:
+        return 1
+    return -1 if seen > 0 or any(overlap(one) > 0 for one in claim.doubtful_intervals(facts)) else 0
 
 
 def test_pairs_of_several_clips_stand_side_by_side() -> None:
