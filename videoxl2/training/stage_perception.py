@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -54,6 +54,8 @@ _COMMON_WORTH, _RARE_WORTH, _KIND_WORTH = 0.6, 3.0, 1.0
 _RARE_KINDS = tuple(CELL_KINDS.index(kind) for kind in ("bicycle", "dog", "bag", "smoke"))
 _ANY_WINDOW = 0.12
 _SETTLING_RATE = 2e-3
+_HUE_TURN = (40.0, 320.0)
+"""Degrees; what is turned less is hardly of another colour."""
 _MIRRORED_MOTIONS = np.asarray(
     [CELL_MOTIONS.index({"left": "right", "right": "left"}.get(motion, motion)) for motion in CELL_MOTIONS], np.uint8
 )
@@ -103,7 +105,7 @@ class BatchShape:
     texts: int = 64
     mirror: bool = True
     rare: float = 0.5
-    recoloured: float = 0.2
+    recoloured: float = 0.4
 
 
 class ClipSampler:
@@ -120,6 +122,7 @@ class ClipSampler:
         share = np.asarray([0.3 + lively_F.mean() for lively_F in self._lively])
         self._share = share / share.sum()
         self._rare = rare_moments(watched)
+        self._facts: dict[int, Facts] = {}
 
     def batch(self, step: int, image_size: int, pool_stride: int) -> PerceptionBatch:
         """The batch of a step."""
@@ -146,7 +149,7 @@ class ClipSampler:
             frames.append(recoloured(shown[0], rng) if recolour else shown[0])
             owners.append(shown[1])
             tables += list(shown[2])
-            facts.append(clip.facts(clip.scene(), 0, clip.num_frames))
+            facts.append(self._facts_of(number, clip))
             spans.append(
                 [(float(t), float(t) + FRAMES_PER_GROUP) for t in range(first, first + size, FRAMES_PER_GROUP)]
             )
@@ -160,6 +163,13 @@ class ClipSampler:
         names_colour_B = np.asarray([claim.colour is not None or claim.trousers is not None for claim in claims])
         labels_BG[np.outer(names_colour_B, seen.recoloured_G)] = -1
         return self._ids_of(texts), torch.from_numpy(labels_BG)
+
+    def _facts_of(self, number: int, clip: Recording) -> Facts:
+        """What is true of a clip, but for where in the picture: kept, since making it takes longer than reading it."""
+        if number not in self._facts:
+            facts = clip.facts(clip.scene(), 0, clip.num_frames)
+            self._facts[number] = replace(facts, objects=tuple(replace(item, sightings=()) for item in facts.objects))
+        return self._facts[number]
 
     def _place(self, size: int, rng: np.random.Generator) -> tuple[int, int]:
         """Number of a clip, and the first frame of a window of ``size`` frames."""
@@ -223,9 +233,22 @@ def augment(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
 
 
 def recoloured(frames_FHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Pictures of a window with red, green and blue exchanged; what is grey stays."""
-    orders = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-    return np.ascontiguousarray(frames_FHW3[..., list(orders[int(rng.integers(len(orders)))])])
+    """Pictures of a window with every hue turned by the same angle, and half of them mirrored; what is grey stays."""
+    turn = hue_turn(float(rng.uniform(*_HUE_TURN)), is_mirrored=bool(rng.random() < 0.5))
+    turned = frames_FHW3.astype(np.float32) @ turn.T.astype(np.float32)
+    return np.asarray(np.clip(np.rint(turned), 0, 255), np.uint8)
+
+
+def hue_turn(degrees: float, *, is_mirrored: bool) -> NDArray[np.float64]:
+    """The matrix [3, 3] that turns colours about the axis of greys, and exchanges green and blue first if mirrored.
+
+    A third of a turn makes red green, green blue and blue red.
+    """
+    axis = np.full(3, 3**-0.5)
+    cross = np.cross(np.eye(3), axis)
+    angle = np.deg2rad(degrees)
+    turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(axis, axis)
+    return np.asarray(turn[:, [0, 2, 1]] if is_mirrored else turn)
 
 
 def mirrored(
