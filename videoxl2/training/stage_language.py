@@ -1,17 +1,18 @@
 """Stages 3 and 4: the decoder learns to answer from visual tokens, as it will be asked: from KV it cannot change.
 
 One sample is one stretch of footage with several questions. The video's tokens run under the mask of chunked prefill;
-each question's tokens then see the video's keys and values (at new positions, some chunks pooled to sparse KV in stage
-4) and themselves, never another question. That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in
-one differentiable pass.
+each question's tokens then see the video's keys and values (at new positions) and themselves, never another question.
+That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in one differentiable pass. In stage 4 all
+questions are asked twice of the same keys and values: with all chunks dense, and with some pooled to sparse KV. The
+video is most of the work, so that the second time is cheap.
 
 Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
 an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
 longer the video. And it learns what it looks at: what each visual token shows is read off its hidden states halfway up
 (``sight``, see ``token_labels``).
 
-Shapes: M tokens of prefix and video, C entries of the assembled cache, T tokens of all questions, E questions whose
-evidence is known, K KV heads, N query heads, D width, Dh head width.
+Shapes: M tokens of prefix and video, R times that the questions are asked, C entries of the cache assembled for that,
+T tokens of all questions, E questions whose evidence is known, K KV heads, N query heads, D width, Dh head width.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """What samples look like. ``pooled`` is the share of samples in which some chunks are sparse.
+    """What samples look like. ``pooled`` is the share of samples that are asked once more with some chunks sparse.
 
     With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
     does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
@@ -101,29 +102,38 @@ class Pooling:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The cache while a sample's questions are asked: ``pool`` makes it of the video's tokens (None: they are it),
+    ``cache_position_C`` and ``position_T`` are positions in it and after it, and ``evidence_EC`` says which entries
+    show what follows the token that each row asks at."""
+
+    pool: Pooling | None
+    cache_position_C: Tensor
+    position_T: Tensor
+    evidence_EC: Tensor
+
+
+@dataclass(frozen=True)
 class Dialogue:
     """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
     weighs it. ``owner_T`` is the question that a token belongs to.
-    ``evidence_EC`` says which entries of the cache show what follows token ``ask_E``; ``look_E`` weighs it, so that
-    each question counts alike. ``shown`` is what visual tokens show, where that is taught.
+    Where it is known what shows that which follows token ``ask_E``, ``look_E`` weighs looking there, so that each
+    question counts alike. ``shown`` is what visual tokens show, where that is taught.
 
-    ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``pool`` makes
-    the cache from its tokens; ``cache_position_C`` and ``position_T`` are positions while questions are asked.
+    ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``askings`` are
+    the ways in which all questions are asked afterwards.
     """
 
     layout: TokenLayout
     visual_GPD: Tensor
     tiles: VideoTiles
     prefill_position_M: Tensor
-    pool: Pooling | None
-    cache_position_C: Tensor
+    askings: tuple[Asking, ...]
     token_T: Tensor
-    position_T: Tensor
     owner_T: Tensor
     target_T: Tensor
     weight_T: Tensor
     ask_E: Tensor
-    evidence_EC: Tensor
     look_E: Tensor
     kinds: tuple[str, ...] = field(default=())
     shown: TokenTargets | None = None
@@ -135,34 +145,29 @@ def make_dialogue(
     questions: Sequence[QA],
     settings: LanguageSettings,
     rng: np.random.Generator,
-    levels: Sequence[bool] | None = None,
+    levels: Sequence[Sequence[bool] | None] = (None,),
 ) -> Dialogue:
-    """Tokens, masks and positions of a sample; ``levels`` says of each chunk whether it is dense, None: all are."""
+    """Tokens, masks and positions of a sample, asked once for each of ``levels``: they say of each chunk whether it is
+    dense, None: all are."""
     prefix = tokenizer.prefix_ids()
     P = stretch.visual_GPD.shape[1]
     layout = TokenLayout.build(prefix, [tokenizer.timestamp_ids(t) for t in stretch.times_s], P)
     M = layout.length
-    gaps = np.zeros(M, np.int64)
+    gaps_M = np.zeros(M, np.int64)
     if rng.random() < settings.skip:
         # Far positions without far tokens: jumps between groups stand for footage that is not there.
         total = int(rng.integers(0, settings.max_skip))
         starts = [span.start for span in layout.spans]
         for cut in rng.choice(starts, int(rng.integers(1, 4))):
-            gaps[cut:] += int(rng.integers(0, total // 3 + 1))
-    positions_M = np.arange(M) + gaps
-    pool = None if levels is None else _pooling(layout, levels)
-    kept = np.arange(M) if pool is None else pool.token_CJ[:, 0].numpy()
-    cache_positions = np.arange(len(kept)) + (gaps[kept] if rng.random() < 0.5 else 0)
-    next_position = int(cache_positions[-1]) + 1
+            gaps_M[cut:] += int(rng.integers(0, total // 3 + 1))
     tokens: list[int] = []
-    positions: list[int] = []
+    places: list[int] = []
     owners: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
     asks: list[int] = []
-    evidence: list[np.ndarray] = []
+    shown_EG: list[np.ndarray] = []
     looks: list[float] = []
-    group_C = _groups_of_tokens(layout)[kept]
     end = tokenizer.eos_ids
     stop = tokenizer.token_id("<|im_end|>")
     assert stop in end
@@ -172,32 +177,52 @@ def make_dialogue(
         ids = [*suffix, *answer[:-1]]
         for place, look_G, share_of_looks in _looks(item, evidence_groups(stretch, item), answer, tokenizer):
             asks.append(len(tokens) + len(suffix) - 1 + place)
-            evidence.append(np.concatenate((look_G, [False]))[group_C])
+            shown_EG.append(look_G)
             looks.append(share_of_looks)
         is_long = item.kind in ("describe", "events")
         share = (settings.long_answer_weight if is_long else 1.0) / len(answer)
         tokens += ids
-        positions += range(next_position, next_position + len(ids))
+        places += range(len(ids))
         owners += [owner] * len(ids)
         targets += [-100] * (len(suffix) - 1) + answer
         weights += [0.0] * (len(suffix) - 1) + [share] * len(answer)
+    evidence_EG = np.stack(shown_EG) if shown_EG else np.zeros((0, layout.num_groups), np.bool_)
     return Dialogue(
         layout,
         torch.from_numpy(np.ascontiguousarray(stretch.visual_GPD)).float(),
         tile_video(layout, PrefillSettings()),
-        torch.from_numpy(positions_M),
-        pool,
-        torch.from_numpy(cache_positions),
+        torch.from_numpy(np.arange(M) + gaps_M),
+        tuple(_asking(layout, gaps_M, evidence_EG, places, one, rng) for one in levels),
         torch.tensor(tokens),
-        torch.tensor(positions),
         torch.tensor(owners),
         torch.tensor(targets),
         torch.tensor(weights) / max(1, len(questions)),
         torch.tensor(asks, dtype=torch.long),
-        torch.from_numpy(np.stack(evidence)) if evidence else torch.zeros(0, len(kept), dtype=torch.bool),
         torch.tensor(looks),
         tuple(item.kind for item in questions),
         None if stretch.labels is None else choose_tokens(stretch.labels, layout, rng),
+    )
+
+
+def _asking(
+    layout: TokenLayout,
+    gaps_M: np.ndarray,
+    evidence_EG: np.ndarray,
+    places: Sequence[int],
+    levels: Sequence[bool] | None,
+    rng: np.random.Generator,
+) -> Asking:
+    """The cache with chunks of these levels, its entries side by side or with the gaps that the tokens had."""
+    pool = None if levels is None else _pooling(layout, levels)
+    kept_C = np.arange(layout.length) if pool is None else pool.token_CJ[:, 0].numpy()
+    positions_C = np.arange(len(kept_C)) + (gaps_M[kept_C] if rng.random() < 0.5 else 0)
+    # The prefix belongs to no frame group: number -1, the column that is added.
+    evidence_EC = np.pad(evidence_EG, ((0, 0), (0, 1)))[:, _groups_of_tokens(layout)[kept_C]]
+    return Asking(
+        pool,
+        torch.from_numpy(positions_C),
+        torch.tensor(places) + int(positions_C[-1]) + 1,
+        torch.from_numpy(evidence_EC),
     )
 
 
@@ -210,7 +235,7 @@ def random_dialogue(
 ) -> Dialogue | None:
     """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
     groups = len(stretch.times_s)
-    levels = random_levels(groups, rng) if rng.random() < settings.pooled else None
+    levels = [None, random_levels(groups, rng)] if rng.random() < settings.pooled else [None]
     seed = int(rng.integers(1 << 30))
     asked = questions_about(stretch, seed, settings.per_kind, settings.questions, priors=priors)
     return make_dialogue(tokenizer, stretch, asked, settings, rng, levels) if asked else None
@@ -279,60 +304,45 @@ def grounded_layers(num_layers: int) -> tuple[int, int]:
     return num_layers // 3, num_layers // 2
 
 
-class DialogueAttention:
-    """The attention of one sample: rows [0, M) are the video, rows [M, M + T) all questions.
+class AskingAttention:
+    """What the tokens of all questions see in one asking: the cache, and of their own question what came before.
 
     ``misses`` gets, from each grounded layer, how unlikely each of its told heads is to look at the evidence, [H, E].
     """
 
-    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> None:
-        spec, device = decoder.spec, decoder.device
-
-        def table(positions: Tensor) -> RotaryTable:
-            return RotaryTable(positions.to(device), spec.head_dim, spec.rope_theta, decoder.dtype)
-
-        self._num_video = dialogue.layout.length
-        self._prefill = table(dialogue.prefill_position_M)
-        self._cache = table(dialogue.cache_position_C)
-        self._asked = table(dialogue.position_T)
-        self._pool = dialogue.pool
-        self._tiles = dialogue.tiles.to(device)
+    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, asking: Asking, grounded: tuple[int, ...]) -> None:
+        device = decoder.device
+        self._cache = _rotary(decoder, asking.cache_position_C)
+        self._asked = _rotary(decoder, asking.position_T)
+        self._pool = asking.pool
         owner_T = dialogue.owner_T.to(device)
-        T, C = len(owner_T), len(dialogue.cache_position_C)
+        T, C = len(owner_T), len(asking.cache_position_C)
         own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
         self._allowed_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
         self._bias: Tensor | None = None
-        self._grounded = grounded_layers(spec.num_layers) if grounded and len(dialogue.ask_E) else ()
+        self._grounded = grounded
         self._ask_E = dialogue.ask_E.to(device)
-        self._evidence_EC = dialogue.evidence_EC.to(device)
+        self._evidence_EC = asking.evidence_EC.to(device)
         self.misses: list[Tensor] = []
 
-    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
-        M = self._num_video
-        keys, values = k_BKTDh[:, :, :M], v_BKTDh[:, :, :M]
-        self._video = (self._prefill.rotate(keys), values)
-        if self._pool is not None:
-            keys, values = self._pool(keys), self._pool(values)
+    def keep(self, video: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> None:
+        """Keys (not rotated yet) and values of the video's tokens and of the questions', [B, K, M or T, Dh]."""
+        keys, values = video if self._pool is None else (self._pool(video[0]), self._pool(video[1]))
         self._seen = (
-            torch.cat((self._cache.rotate(keys), self._asked.rotate(k_BKTDh[:, :, M:])), dim=2),
-            torch.cat((values, v_BKTDh[:, :, M:]), dim=2),
+            torch.cat((self._cache.rotate(keys), self._asked.rotate(own[0])), dim=2),
+            torch.cat((values, own[1]), dim=2),
         )
 
     def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
-        M = self._num_video
-        video = self._tiles.attend(self._prefill.rotate(q_BNTDh[:, :, :M]), *self._video)
-        q_BNTDh = self._asked.rotate(q_BNTDh[:, :, M:])
+        """Query heads that share a KV head are more rows of it, and B is 1."""
+        rotated = self._asked.rotate(q_BNTDh)
         if layer in self._grounded:
-            self.misses.append(self._miss(q_BNTDh))
-        return torch.cat((video, self._attend_asked(q_BNTDh)), dim=2)
-
-    def _attend_asked(self, q_BNTDh: Tensor) -> Tensor:
-        """The questions' rows; query heads that share a KV head are more rows of it, and B is 1."""
+            self.misses.append(self._miss(rotated))
         keys, values = self._seen
-        K, T = keys.shape[1], q_BNTDh.shape[2]
+        K, T = keys.shape[1], rotated.shape[2]
         if self._bias is None:
-            self._bias = mask_bias(self._allowed_TX, pass_dtype(q_BNTDh)).repeat(q_BNTDh.shape[1] // K, 1)[None]
-        rows = q_BNTDh.unflatten(1, (K, -1)).flatten(2, 3)
+            self._bias = mask_bias(self._allowed_TX, pass_dtype(rotated)).repeat(rotated.shape[1] // K, 1)[None]
+        rows = rotated.unflatten(1, (K, -1)).flatten(2, 3)
         heads = [masked_attention(rows[:, i], keys[:, i], values[:, i], self._bias) for i in range(K)]
         return torch.stack(heads, dim=1).unflatten(2, (-1, T)).flatten(1, 2)
 
@@ -347,13 +357,46 @@ class DialogueAttention:
         return all_HE - logits_HEX[:, :, :C].masked_fill(~self._evidence_EC, float("-inf")).logsumexp(-1)
 
 
+class DialogueAttention:
+    """The attention of one sample: rows [0, M) are the video, then come T rows of all questions for each asking."""
+
+    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> None:
+        self._sizes = [dialogue.layout.length] + [len(dialogue.owner_T)] * len(dialogue.askings)
+        self._prefill = _rotary(decoder, dialogue.prefill_position_M)
+        self._tiles = dialogue.tiles.to(decoder.device)
+        layers = grounded_layers(decoder.spec.num_layers) if grounded and len(dialogue.ask_E) else ()
+        self._askings = [AskingAttention(decoder, dialogue, asking, layers) for asking in dialogue.askings]
+
+    @property
+    def misses(self) -> list[Tensor]:
+        """Those of all askings, [H, E] each."""
+        return [miss for asking in self._askings for miss in asking.misses]
+
+    def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
+        video, *asked = zip(k_BKTDh.split(self._sizes, dim=2), v_BKTDh.split(self._sizes, dim=2), strict=True)
+        self._video = (self._prefill.rotate(video[0]), video[1])
+        for asking, own in zip(self._askings, asked, strict=True):
+            asking.keep(video, own)
+
+    def attend(self, layer: int, q_BNTDh: Tensor) -> Tensor:
+        video, *asked = q_BNTDh.split(self._sizes, dim=2)
+        seen = self._tiles.attend(self._prefill.rotate(video), *self._video)
+        rows = [asking.attend(layer, rows) for asking, rows in zip(self._askings, asked, strict=True)]
+        return torch.cat((seen, *rows), dim=2)
+
+
+def _rotary(decoder: QwenDecoder, positions: Tensor) -> RotaryTable:
+    spec = decoder.spec
+    return RotaryTable(positions.to(decoder.device), spec.head_dim, spec.rope_theta, decoder.dtype)
+
+
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over a sample gives: logits [A, V] of the positions whose next token is part of an answer, and of
-    each grounded layer minus the logarithm of the attention on the evidence, [H, E]; ``hidden_MD`` is what the decoder
-    knows of prefix and video halfway up."""
+    """What one pass over a sample gives: for each asking logits [R, A, V] of the positions whose next token is part of
+    an answer; minus the logarithm of the attention on the evidence, [H, E], of each grounded layer in each asking;
+    ``hidden_MD`` is what the decoder knows of prefix and video halfway up."""
 
-    logits_AV: Tensor
+    logits_RAV: Tensor
     misses: list[Tensor]
     hidden_MD: Tensor
 
@@ -365,7 +408,7 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
     visual_GPD = dialogue.visual_GPD.to(device)
     for ids, tokens_PD in zip(layout.time_ids, visual_GPD, strict=True):
         video += [decoder.embed(ids), tokens_PD.to(decoder.dtype)]
-    embeds_XD = torch.cat((*video, decoder.embed(dialogue.token_T)))
+    asked = [decoder.embed(dialogue.token_T)] * len(dialogue.askings)
     attention = DialogueAttention(decoder, dialogue, grounded)
     halfway: list[Tensor] = []
 
@@ -373,30 +416,29 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
         if layer == read_layer(decoder.spec):
             halfway.append(hidden_BXD[0, : layout.length])
 
-    hidden_BXD = decoder.run(embeds_XD[None], attention, watch)
+    hidden_BXD = decoder.run(torch.cat((*video, *asked))[None], attention, watch)
     # Indices from the CPU's copy: a mask on the device would make the shape depend on values that lie there.
     answers_A = torch.nonzero(dialogue.target_T >= 0)[:, 0].to(device)
-    return Reading(
-        decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A)), attention.misses, halfway[0]
-    )
+    hidden_RTD = hidden_BXD[0, layout.length :].unflatten(0, (len(dialogue.askings), -1))
+    return Reading(decoder.logits(hidden_RTD.index_select(1, answers_A)), attention.misses, halfway[0])
 
 
 def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
-    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
-    ``sight`` where a head reads what tokens show."""
+    """``answer``: cross-entropy of the answers, each question and each asking alike; ``grounding`` where layers are
+    told to look; ``sight`` where a head reads what tokens show."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
-    logits_AV = reading.logits_AV.float()
-    targets = dialogue.target_T[is_answer].to(logits_AV.device)
-    losses_A = functional.cross_entropy(logits_AV, targets, reduction="none")
-    losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()}
+    logits_RAV = reading.logits_RAV.float()
+    targets_RA = dialogue.target_T[is_answer].to(logits_RAV.device).expand(logits_RAV.shape[:2])
+    losses_AR = functional.cross_entropy(logits_RAV.permute(1, 2, 0), targets_RA.T, reduction="none")
+    losses = {"answer": dialogue.weight_T[is_answer].to(logits_RAV.device) @ losses_AR.mean(dim=1)}
     if settings.grounding_weight > 0:
         # A video without known evidence counts as found, so that the mean over samples has one of each.
-        miss = logits_AV.new_zeros(())
+        miss = logits_RAV.new_zeros(())
         if reading.misses:
-            look_E = dialogue.look_E.to(logits_AV.device)
+            look_E = dialogue.look_E.to(logits_RAV.device)
             miss = torch.stack(reading.misses).mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
     if sight is not None and dialogue.shown is not None:
@@ -523,13 +565,14 @@ def train_language(
 def answer_accuracy(
     decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounded: bool = False, sight: TokenReading | None = None
 ) -> dict[str, float]:
-    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing).
+    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing), in all askings;
+    where questions are asked twice also that of all kinds with all chunks ``dense`` and with some ``pooled``.
 
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
     what ``sight`` reads off visual tokens.
     """
-    right: dict[str, int] = {}
-    total: dict[str, int] = {}
+    found_right: dict[str, list[bool]] = {}
+    by_asking: list[tuple[bool, bool]] = []
     found: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
     for dialogue in dialogues:
@@ -538,13 +581,15 @@ def answer_accuracy(
         found += [miss.neg().exp().flatten().cpu() for miss in reading.misses]
         if sight is not None and dialogue.shown is not None:
             seen.append((sight(reading.hidden_MD, dialogue.shown).cpu(), dialogue.shown.set_SH))
-        guesses_A = reading.logits_AV.argmax(dim=-1).cpu()
-        owners_A, targets_A = dialogue.owner_T[is_answer], dialogue.target_T[is_answer]
-        for owner, kind in enumerate(dialogue.kinds):
-            mine = owners_A == owner
-            total[kind] = total.get(kind, 0) + 1
-            right[kind] = right.get(kind, 0) + int(bool((guesses_A[mine] == targets_A[mine]).all()))
-    shares = {kind: right[kind] / total[kind] for kind in sorted(total)}
+        is_right_RA = reading.logits_RAV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
+        owners_A = dialogue.owner_T[is_answer]
+        is_right_QR = [is_right_RA[:, owners_A == owner].all(dim=1).tolist() for owner in range(len(dialogue.kinds))]
+        for kind, is_right_R in zip(dialogue.kinds, is_right_QR, strict=True):
+            found_right.setdefault(kind, []).extend(is_right_R)
+        by_asking += [(one[0], one[1]) for one in is_right_QR if len(one) == 2]
+    shares = {kind: sum(right) / len(right) for kind, right in sorted(found_right.items())}
+    if by_asking:
+        shares |= dict(zip(("dense", "pooled"), np.mean(by_asking, axis=0).tolist(), strict=True))
     if found:
         shares["grounding"] = float(torch.cat(found).mean())
     if seen:

@@ -68,13 +68,13 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
         samples=3,
         questions=22,
         per_kind=10,
-        pooled=0.5,
+        pooled=1.0,
         grounding_weight=0.2,
         sight_weight=0.2,
         priors=100,
     ),
 }
-"""How long stretches are (in frame groups), and which share of samples has pooled chunks."""
+"""How long stretches are (in frame groups), and which share of samples is asked once more with pooled chunks."""
 
 
 SETTLE_STEPS = 150

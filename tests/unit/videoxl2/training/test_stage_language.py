@@ -89,13 +89,13 @@ def test_dense_samples_equal_inference(num_groups: int) -> None:
     settings = LanguageSettings(skip=0.0)
     sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0))
     with torch.no_grad():
-        trained = read_dialogue(model.language, sample).logits_AV
+        (trained,) = read_dialogue(model.language, sample).logits_RAV
         expected = logits_by_inference(model, stretch, None)
     assert trained.shape == expected.shape
     torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
 
 
-def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
+def test_pooled_samples_equal_inference_with_the_same_levels_and_without() -> None:
     model = tiny_model()
     stretch = stretch_of(23, model.spec.language)
     settings = LanguageSettings(skip=0.0)
@@ -103,9 +103,9 @@ def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         levels = random_levels(23, rng)
-        sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, rng, levels)
-        pool = sample.pool
-        assert pool is not None
+        sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, rng, [levels, None])
+        pool = sample.askings[0].pool
+        assert pool is not None and sample.askings[1].pool is None
         starts = [sample.layout.spans[6 * chunk].time_end for chunk in range(4)]
         dense = {
             chunk
@@ -115,10 +115,44 @@ def test_pooled_samples_equal_inference_with_the_same_levels() -> None:
         assert dense == {chunk for chunk, is_dense in enumerate(levels) if is_dense}
         seen.add(frozenset(dense))
         with torch.no_grad():
-            trained = read_dialogue(model.language, sample).logits_AV
-            expected = logits_by_inference(model, stretch, dense)
+            trained = read_dialogue(model.language, sample).logits_RAV
+            expected = torch.stack([logits_by_inference(model, stretch, chosen) for chosen in (dense, None)])
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
     assert len(seen) > 3
+
+
+def test_asking_twice_is_as_asking_once_of_each() -> None:
+    model = tiny_model()
+    stretch = street_with_a_runner(23, model.spec.language)
+    settings = LanguageSettings(skip=0.0, grounding_weight=1.0)
+    item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
+    levels = [False, True, False, True]
+
+    def losses(askings: list[list[bool] | None]) -> dict[str, float]:
+        rng = np.random.default_rng(4)
+        sample = make_dialogue(model.tokenizer, stretch, [item, *QUESTIONS], settings, rng, askings)
+        with torch.no_grad():
+            return {name: float(loss) for name, loss in dialogue_losses(model.language, sample, settings).items()}
+
+    dense, pooled, both = losses([None]), losses([levels]), losses([None, levels])
+    assert abs(dense["answer"] - pooled["answer"]) > 1e-3
+    assert both == pytest.approx({name: (dense[name] + pooled[name]) / 2 for name in dense}, abs=1e-4)
+
+
+def test_accuracy_tells_dense_and_pooled_apart() -> None:
+    model = tiny_model()
+    stretch = stretch_of(23, model.spec.language)
+    settings = LanguageSettings(skip=0.0)
+    sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0), [None, [False] * 4])
+    told = answer_accuracy(model.language, [sample])
+    assert set(told) == {*sample.kinds, "dense", "pooled"}
+    # Targets that are what the model says with all chunks dense: always right there, and not always with pooled ones.
+    with torch.no_grad():
+        guesses_A = read_dialogue(model.language, sample).logits_RAV[0].argmax(dim=-1)
+    target_T = sample.target_T.masked_scatter(sample.target_T >= 0, guesses_A)
+    told = answer_accuracy(model.language, [dataclasses.replace(sample, target_T=target_T)])
+    assert told["dense"] == 1.0
+    assert told["pooled"] == pytest.approx(2 * np.mean([told[kind] for kind in sample.kinds]) - 1.0)
 
 
 def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
@@ -142,9 +176,9 @@ def test_gradients_reach_every_parameter_of_the_decoder() -> None:
         QUESTIONS,
         LanguageSettings(),
         np.random.default_rng(1),
-        [True, False],
+        [[True, False]],
     )
-    read_dialogue(model.language, sample).logits_AV.square().mean().backward()
+    read_dialogue(model.language, sample).logits_RAV.square().mean().backward()
     missing = [name for name, p in model.language.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert missing == []
 
@@ -351,7 +385,7 @@ def test_a_time_is_read_off_both_ends_of_the_evidence() -> None:
     assert told == answer[:-1]
     middle = answer.index(model.tokenizer.encode(" to")[0])
     spans = sample.layout.spans
-    for place, evidence_C in enumerate(sample.evidence_EC):
+    for place, evidence_C in enumerate(sample.askings[0].evidence_EC):
         span = spans[3 if place <= middle else 5]
         assert torch.nonzero(evidence_C)[:, 0].tolist() == list(range(span.start, span.end))
     assert float(sample.look_E.sum()) == pytest.approx(1.0)
