@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from videoxl2.training.priors import OptionBalance, answer_label, wording
-from videoxl2.training.questions import QA
+from videoxl2.training.qa import QA
 
 Place = TypeVar("Place")
 

@@ -15,7 +15,7 @@ from jobs.evaluation.needle import is_answered
 from jobs.evaluation.plan import first_right
 from jobs.evaluation.records import COLUMNS, AskedNeedle, AskedQuestion, AskedSearch, AskedTwice, Run
 from jobs.evaluation.statistics import NOTHING, Estimate, median_of, paired_difference, share
-from videoxl2.training.questions import QA, blind_baseline
+from videoxl2.training.qa import QA, blind_baseline
 
 METRICS = (
     "search_single_recall5",

@@ -19,8 +19,9 @@ from jobs.evaluation.statistics import chance_of_a_hit
 from videoxl2.training.archive_footage import plan_archive
 from videoxl2.training.facts import Facts, script_facts
 from videoxl2.training.priors import OptionBalance
+from videoxl2.training.qa import QA, QuestionKind, text_baseline
 from videoxl2.training.queries import search_queries
-from videoxl2.training.questions import QA, QuestionKind, questions_of, text_baseline
+from videoxl2.training.questions import questions_of
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 from videoxl2.training.scene import Scene, SceneryKind
 

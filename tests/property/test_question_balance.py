@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jobs.evaluation.balance import take_choices, take_evenly
 from videoxl2.training.priors import OptionBalance, answer_label, wording
-from videoxl2.training.questions import QA
+from videoxl2.training.qa import QA
 from videoxl2.training.wording import LETTERS
 
 SEEDED = settings(max_examples=80, deadline=None, derandomize=True)

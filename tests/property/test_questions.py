@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from videoxl2.training.facts import Facts, from_dict, script_facts
+from videoxl2.training.qa import QA, blind_baseline, text_baseline
 from videoxl2.training.queries import SearchQuery, search_queries
-from videoxl2.training.questions import QA, blind_baseline, questions_of, text_baseline
+from videoxl2.training.questions import questions_of
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 from videoxl2.training.splits import Split, first_split
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.questions import QA, questions_of
+from videoxl2.training.qa import QA
+from videoxl2.training.questions import questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene
 from videoxl2.training.token_labels import TokenLabels

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from videoxl2.training.questions import QA
+from videoxl2.training.qa import QA
 from videoxl2.training.scene import COLOURS
 from videoxl2.training.wording import LETTERS
 

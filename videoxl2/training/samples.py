@@ -19,7 +19,8 @@ from PIL import Image
 
 from videoxl2.training.captions import Caption, captions_of
 from videoxl2.training.facts import Facts, facts_of, watch_pixels
-from videoxl2.training.questions import QA, questions_of
+from videoxl2.training.qa import QA
+from videoxl2.training.questions import questions_of
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 from videoxl2.training.render import Renderer
 from videoxl2.training.scene import COLOURS, Actor, Bag, Scene

@@ -45,7 +45,7 @@ from videoxl2.training.dialogues import (
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype, without_autocast
 from videoxl2.training.perception import set_scores
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.questions import QA
+from videoxl2.training.qa import QA
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.token_labels import TokenReading, TokenTargets, choose_tokens, read_layer
 from videoxl2.training.trainer import TrainSettings, fit

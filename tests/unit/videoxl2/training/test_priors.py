@@ -10,7 +10,8 @@ import pytest
 from videoxl2.training.dialogues import Stretch, questions_about
 from videoxl2.training.facts import script_facts
 from videoxl2.training.priors import AnswerPriors, OptionBalance
-from videoxl2.training.questions import QA, questions_of
+from videoxl2.training.qa import QA
+from videoxl2.training.questions import questions_of
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 
 

@@ -28,7 +28,7 @@ from videoxl2.training.dialogues import (
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.perception import SET_SIZE
-from videoxl2.training.questions import QA
+from videoxl2.training.qa import QA
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import (
