@@ -8,7 +8,7 @@ Shapes: B texts, G frame groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,21 +86,21 @@ def pair_labels(
     claims: Sequence[Claim], facts: Sequence[Facts], spans: Sequence[Sequence[Interval]]
 ) -> NDArray[np.int8]:
     """Labels [B, G] of each claim against every group; ``spans[i]`` are clip i's groups, timed like ``facts[i]``."""
-    columns = [
-        [_label(claim, near, span) for claim in claims]
+    clips = [
+        (facts_near(one, (min(low for low, _ in groups), max(high for _, high in groups))), groups)
         for one, groups in zip(facts, spans, strict=True)
-        for span in groups
-        for near in [facts_near(one, span)]
+        if groups
     ]
-    return np.asarray(columns, np.int8).reshape(len(columns), len(claims)).T
+    rows = [[label for near, groups in clips for label in _labels(claim, near, groups)] for claim in claims]
+    return np.asarray(rows, np.int8)
 
 
-def _label(claim: Claim, facts: Facts, span: Interval) -> int:
-    seen = max((_overlap(span, interval) for interval in claim.intervals(facts)), default=0.0)
-    if seen >= _MIN_OVERLAP_S:
-        return 1
-    maybe = seen > 0 or any(_overlap(span, interval) > 0 for interval in claim.doubtful_intervals(facts))
-    return -1 if maybe else 0
+def _labels(claim: Claim, facts: Facts, spans: Sequence[Interval]) -> Iterator[int]:
+    sure, unsure = claim.intervals(facts), claim.doubtful_intervals(facts)
+    for span in spans:
+        seen = max((_overlap(span, interval) for interval in sure), default=0.0)
+        maybe = seen > 0 or any(_overlap(span, interval) > 0 for interval in unsure)
+        yield 1 if seen >= _MIN_OVERLAP_S else -1 if maybe else 0
 
 
 def facts_near(facts: Facts, span: Interval) -> Facts:

@@ -171,6 +171,8 @@ def test_pairs_are_the_same_by_all_the_facts_and_by_those_near(seed: int) -> Non
     spans = [(float(t), t + 4.0) for t in range(0, 120, 4)]
     plain = [[plain_label(claim, facts, span) for span in spans] for claim in claims]
     assert pair_labels(claims, [facts], [spans]).tolist() == plain
+    alone = [pair_labels(claims, [facts], [[span]]) for span in spans]
+    assert np.concatenate(alone, axis=1).tolist() == plain
     assert {-1, 0, 1} == {label for row in plain for label in row}
     assert len(facts_near(facts, spans[7]).events) < len(facts.events) / 2
 
