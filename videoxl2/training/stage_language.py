@@ -2,24 +2,25 @@
 
 One sample is one stretch of footage with several questions. The video's tokens run under the mask of chunked prefill;
 each question's tokens then see the video's keys and values (at new positions) and themselves, never another question.
-That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in one differentiable pass. In stage 4 all
-questions are asked twice of the same keys and values: with all chunks dense, and with some pooled to sparse KV. The
-video is most of the work, so that the second time is cheap.
+That is exactly what ``prefill``, ``sparsify`` and ``assemble_cache`` do, in one differentiable pass. In stage 4 half of
+a sample's questions are asked with all chunks dense and half with some pooled to sparse KV, of the same keys and
+values: every sample teaches both.
 
 Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
 an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
 longer the video. And it learns what it looks at: what each visual token shows is read off its hidden states halfway up
 (``sight``, see ``token_labels``).
 
-Shapes: M tokens of prefix and video, R times that the questions are asked, C entries of the cache assembled for that,
-T tokens of all questions, E questions whose evidence is known, K KV heads, N query heads, D width, Dh head width.
+Shapes: M tokens of prefix and video, C entries of a cache assembled from them, T tokens of all questions or of those
+that are asked of one cache, E questions among them whose evidence is known, K KV heads, N query heads, D width, Dh head
+width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """What samples look like. ``pooled`` is the share of samples that are asked once more with some chunks sparse.
+    """What samples look like. ``pooled`` is the share of samples in which half of the questions meet sparse chunks.
 
     With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
     does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
@@ -103,25 +104,31 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Asking:
-    """The cache while a sample's questions are asked: ``pool`` makes it of the video's tokens (None: they are it),
-    ``cache_position_C`` and ``position_T`` are positions in it and after it, and ``evidence_EC`` says which entries
-    show what follows the token that each row asks at."""
+    """Questions that are asked of one cache. ``pool`` makes it of the video's tokens (None: they are it);
+    ``cache_position_C`` and ``position_T`` are positions in it and after it. ``owner_T`` is the question that a token
+    belongs to.
+
+    ``evidence_EC`` says which entries show what follows token ``ask_E``, where that is known; ``look_E`` weighs
+    looking there, so that each question counts alike.
+    """
 
     pool: Pooling | None
     cache_position_C: Tensor
     position_T: Tensor
+    owner_T: Tensor
+    ask_E: Tensor
     evidence_EC: Tensor
+    look_E: Tensor
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One sample as tokens. ``target_T`` is the next token where that is part of an answer, else -100; ``weight_T``
-    weighs it. ``owner_T`` is the question that a token belongs to.
-    Where it is known what shows that which follows token ``ask_E``, ``look_E`` weighs looking there, so that each
-    question counts alike. ``shown`` is what visual tokens show, where that is taught.
+    """One sample as tokens. ``token_T`` are those of all questions, asking by asking. ``target_T`` is the next token
+    where that is part of an answer, else -100; ``weight_T`` weighs it. ``owner_T`` is the question that a token belongs
+    to, and ``kinds`` and ``is_pooled`` tell of each question what it asks for and whether some chunks were sparse.
 
-    ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then; ``askings`` are
-    the ways in which all questions are asked afterwards.
+    ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then. ``shown`` is
+    what visual tokens show, where that is taught.
     """
 
     layout: TokenLayout
@@ -133,9 +140,8 @@ class Dialogue:
     owner_T: Tensor
     target_T: Tensor
     weight_T: Tensor
-    ask_E: Tensor
-    look_E: Tensor
-    kinds: tuple[str, ...] = field(default=())
+    kinds: tuple[str, ...] = ()
+    is_pooled: tuple[bool, ...] = ()
     shown: TokenTargets | None = None
 
 
@@ -147,8 +153,8 @@ def make_dialogue(
     rng: np.random.Generator,
     levels: Sequence[Sequence[bool] | None] = (None,),
 ) -> Dialogue:
-    """Tokens, masks and positions of a sample, asked once for each of ``levels``: they say of each chunk whether it is
-    dense, None: all are."""
+    """Tokens, masks and positions of a sample. Questions are dealt out in turn to ``levels``, which say of each chunk
+    whether it is dense, None: all are."""
     prefix = tokenizer.prefix_ids()
     P = stretch.visual_GPD.shape[1]
     layout = TokenLayout.build(prefix, [tokenizer.timestamp_ids(t) for t in stretch.times_s], P)
@@ -160,55 +166,61 @@ def make_dialogue(
         starts = [span.start for span in layout.spans]
         for cut in rng.choice(starts, int(rng.integers(1, 4))):
             gaps_M[cut:] += int(rng.integers(0, total // 3 + 1))
-    tokens: list[int] = []
-    places: list[int] = []
-    owners: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    asks: list[int] = []
-    shown_EG: list[np.ndarray] = []
-    looks: list[float] = []
-    end = tokenizer.eos_ids
-    stop = tokenizer.token_id("<|im_end|>")
-    assert stop in end
-    for owner, item in enumerate(questions):
-        suffix = tokenizer.prompt_parts(item.question)[1]
-        answer = [*tokenizer.encode(item.answer), stop]
-        ids = [*suffix, *answer[:-1]]
-        for place, look_G, share_of_looks in _looks(item, evidence_groups(stretch, item), answer, tokenizer):
-            asks.append(len(tokens) + len(suffix) - 1 + place)
-            shown_EG.append(look_G)
-            looks.append(share_of_looks)
-        is_long = item.kind in ("describe", "events")
-        share = (settings.long_answer_weight if is_long else 1.0) / len(answer)
-        tokens += ids
-        places += range(len(ids))
-        owners += [owner] * len(ids)
-        targets += [-100] * (len(suffix) - 1) + answer
-        weights += [0.0] * (len(suffix) - 1) + [share] * len(answer)
-    evidence_EG = np.stack(shown_EG) if shown_EG else np.zeros((0, layout.num_groups), np.bool_)
+    dealt = [(one, questions[i :: len(levels)]) for i, one in enumerate(levels) if questions[i :: len(levels)]]
+    spoken = [[_spoken(tokenizer, stretch, item, settings) for item in items] for _, items in dealt]
+    spoken_ones = [one for part in spoken for one in part]
+    share = 1 / max(1, len(questions))
     return Dialogue(
         layout,
         torch.from_numpy(np.ascontiguousarray(stretch.visual_GPD)).float(),
         tile_video(layout, PrefillSettings()),
         torch.from_numpy(np.arange(M) + gaps_M),
-        tuple(_asking(layout, gaps_M, evidence_EG, places, one, rng) for one in levels),
-        torch.tensor(tokens),
-        torch.tensor(owners),
-        torch.tensor(targets),
-        torch.tensor(weights) / max(1, len(questions)),
-        torch.tensor(asks, dtype=torch.long),
-        torch.tensor(looks),
-        tuple(item.kind for item in questions),
+        tuple(_asking(layout, gaps_M, part, one, rng) for (one, _), part in zip(dealt, spoken, strict=True)),
+        torch.tensor([token for one in spoken_ones for token in one.tokens]),
+        _owners(spoken_ones),
+        torch.tensor([target for one in spoken_ones for target in one.targets]),
+        torch.tensor([weight * share for one in spoken_ones for weight in one.weights]),
+        tuple(item.kind for _, items in dealt for item in items),
+        tuple(one is not None for one, items in dealt for _ in items),
         None if stretch.labels is None else choose_tokens(stretch.labels, layout, rng),
     )
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """A question and its answer as tokens. ``looks``: at which of them to look at which groups [G], and how much that
+    counts."""
+
+    tokens: list[int]
+    targets: list[int]
+    weights: list[float]
+    looks: list[tuple[int, np.ndarray, float]]
+
+
+def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: LanguageSettings) -> _Spoken:
+    suffix = tokenizer.prompt_parts(item.question)[1]
+    stop = tokenizer.token_id("<|im_end|>")
+    assert stop in tokenizer.eos_ids
+    answer = [*tokenizer.encode(item.answer), stop]
+    before = len(suffix) - 1
+    worth = (settings.long_answer_weight if item.kind in ("describe", "events") else 1.0) / len(answer)
+    looks = _looks(item, evidence_groups(stretch, item), answer, tokenizer)
+    return _Spoken(
+        [*suffix, *answer[:-1]],
+        [-100] * before + answer,
+        [0.0] * before + [worth] * len(answer),
+        [(before + place, look_G, share) for place, look_G, share in looks],
+    )
+
+
+def _owners(spoken: Sequence[_Spoken]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(spoken)), torch.tensor([len(one.tokens) for one in spoken]))
 
 
 def _asking(
     layout: TokenLayout,
     gaps_M: np.ndarray,
-    evidence_EG: np.ndarray,
-    places: Sequence[int],
+    spoken: Sequence[_Spoken],
     levels: Sequence[bool] | None,
     rng: np.random.Generator,
 ) -> Asking:
@@ -216,13 +228,24 @@ def _asking(
     pool = None if levels is None else _pooling(layout, levels)
     kept_C = np.arange(layout.length) if pool is None else pool.token_CJ[:, 0].numpy()
     positions_C = np.arange(len(kept_C)) + (gaps_M[kept_C] if rng.random() < 0.5 else 0)
+    starts = np.cumsum([0, *(len(one.tokens) for one in spoken)])[:-1].tolist()
+    looks = [
+        (start + place, look_G, share)
+        for start, one in zip(starts, spoken, strict=True)
+        for place, look_G, share in one.looks
+    ]
     # The prefix belongs to no frame group: number -1, the column that is added.
-    evidence_EC = np.pad(evidence_EG, ((0, 0), (0, 1)))[:, _groups_of_tokens(layout)[kept_C]]
+    shown_EG = np.asarray([look_G for _, look_G, _ in looks], np.bool_).reshape(len(looks), layout.num_groups)
+    evidence_EC = np.pad(shown_EG, ((0, 0), (0, 1)))[:, _groups_of_tokens(layout)[kept_C]]
+    places = torch.cat([torch.arange(len(one.tokens)) for one in spoken])
     return Asking(
         pool,
         torch.from_numpy(positions_C),
-        torch.tensor(places) + int(positions_C[-1]) + 1,
+        places + int(positions_C[-1]) + 1,
+        _owners(spoken),
+        torch.tensor([place for place, _, _ in looks], dtype=torch.long),
         torch.from_numpy(evidence_EC),
+        torch.tensor([share for _, _, share in looks]),
     )
 
 
@@ -236,6 +259,7 @@ def random_dialogue(
     """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
     groups = len(stretch.times_s)
     levels = [None, random_levels(groups, rng)] if rng.random() < settings.pooled else [None]
+    rng.shuffle(levels)
     seed = int(rng.integers(1 << 30))
     asked = questions_about(stretch, seed, settings.per_kind, settings.questions, priors=priors)
     return make_dialogue(tokenizer, stretch, asked, settings, rng, levels) if asked else None
@@ -305,23 +329,23 @@ def grounded_layers(num_layers: int) -> tuple[int, int]:
 
 
 class AskingAttention:
-    """What the tokens of all questions see in one asking: the cache, and of their own question what came before.
+    """What the tokens of one asking see: the cache, and of their own question what came before.
 
     ``misses`` gets, from each grounded layer, how unlikely each of its told heads is to look at the evidence, [H, E].
     """
 
-    def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, asking: Asking, grounded: tuple[int, ...]) -> None:
+    def __init__(self, decoder: QwenDecoder, asking: Asking, grounded: tuple[int, ...]) -> None:
         device = decoder.device
         self._cache = _rotary(decoder, asking.cache_position_C)
         self._asked = _rotary(decoder, asking.position_T)
         self._pool = asking.pool
-        owner_T = dialogue.owner_T.to(device)
+        owner_T = asking.owner_T.to(device)
         T, C = len(owner_T), len(asking.cache_position_C)
         own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
         self._allowed_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
         self._bias: Tensor | None = None
-        self._grounded = grounded
-        self._ask_E = dialogue.ask_E.to(device)
+        self._grounded = grounded if len(asking.ask_E) else ()
+        self._ask_E = asking.ask_E.to(device)
         self._evidence_EC = asking.evidence_EC.to(device)
         self.misses: list[Tensor] = []
 
@@ -358,19 +382,19 @@ class AskingAttention:
 
 
 class DialogueAttention:
-    """The attention of one sample: rows [0, M) are the video, then come T rows of all questions for each asking."""
+    """The attention of one sample: rows [0, M) are the video, then come the questions, asking by asking."""
 
     def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> None:
-        self._sizes = [dialogue.layout.length] + [len(dialogue.owner_T)] * len(dialogue.askings)
+        self._sizes = [dialogue.layout.length, *(len(asking.owner_T) for asking in dialogue.askings)]
         self._prefill = _rotary(decoder, dialogue.prefill_position_M)
         self._tiles = dialogue.tiles.to(decoder.device)
-        layers = grounded_layers(decoder.spec.num_layers) if grounded and len(dialogue.ask_E) else ()
-        self._askings = [AskingAttention(decoder, dialogue, asking, layers) for asking in dialogue.askings]
+        layers = grounded_layers(decoder.spec.num_layers) if grounded else ()
+        self._askings = [AskingAttention(decoder, asking, layers) for asking in dialogue.askings]
 
     @property
     def misses(self) -> list[Tensor]:
-        """Those of all askings, [H, E] each."""
-        return [miss for asking in self._askings for miss in asking.misses]
+        """Of each asking whose evidence is known, [L, H, E]: one of each grounded layer."""
+        return [torch.stack(asking.misses) for asking in self._askings if asking.misses]
 
     def keep(self, layer: int, k_BKTDh: Tensor, v_BKTDh: Tensor) -> None:
         video, *asked = zip(k_BKTDh.split(self._sizes, dim=2), v_BKTDh.split(self._sizes, dim=2), strict=True)
@@ -392,12 +416,12 @@ def _rotary(decoder: QwenDecoder, positions: Tensor) -> RotaryTable:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over a sample gives: for each asking logits [R, A, V] of the positions whose next token is part of
-    an answer; minus the logarithm of the attention on the evidence, [H, E], of each grounded layer in each asking;
-    ``hidden_MD`` is what the decoder knows of prefix and video halfway up."""
+    """What one pass over a sample gives: logits [A, V] of the positions whose next token is part of an answer; minus
+    the logarithm of the attention on the evidence, [L, H, E], of the L grounded layers, all askings side by side (None
+    where nothing is grounded); ``hidden_MD`` is what the decoder knows of prefix and video halfway up."""
 
-    logits_RAV: Tensor
-    misses: list[Tensor]
+    logits_AV: Tensor
+    miss_LHE: Tensor | None
     hidden_MD: Tensor
 
 
@@ -408,7 +432,7 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
     visual_GPD = dialogue.visual_GPD.to(device)
     for ids, tokens_PD in zip(layout.time_ids, visual_GPD, strict=True):
         video += [decoder.embed(ids), tokens_PD.to(decoder.dtype)]
-    asked = [decoder.embed(dialogue.token_T)] * len(dialogue.askings)
+    asked = decoder.embed(dialogue.token_T)
     attention = DialogueAttention(decoder, dialogue, grounded)
     halfway: list[Tensor] = []
 
@@ -416,30 +440,31 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
         if layer == read_layer(decoder.spec):
             halfway.append(hidden_BXD[0, : layout.length])
 
-    hidden_BXD = decoder.run(torch.cat((*video, *asked))[None], attention, watch)
+    hidden_BXD = decoder.run(torch.cat((*video, asked))[None], attention, watch)
     # Indices from the CPU's copy: a mask on the device would make the shape depend on values that lie there.
     answers_A = torch.nonzero(dialogue.target_T >= 0)[:, 0].to(device)
-    hidden_RTD = hidden_BXD[0, layout.length :].unflatten(0, (len(dialogue.askings), -1))
-    return Reading(decoder.logits(hidden_RTD.index_select(1, answers_A)), attention.misses, halfway[0])
+    logits_AV = decoder.logits(hidden_BXD[0, layout.length :].index_select(0, answers_A))
+    misses = attention.misses
+    return Reading(logits_AV, torch.cat(misses, dim=-1) if misses else None, halfway[0])
 
 
 def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
-    """``answer``: cross-entropy of the answers, each question and each asking alike; ``grounding`` where layers are
+    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are
     told to look; ``sight`` where a head reads what tokens show."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
-    logits_RAV = reading.logits_RAV.float()
-    targets_RA = dialogue.target_T[is_answer].to(logits_RAV.device).expand(logits_RAV.shape[:2])
-    losses_AR = functional.cross_entropy(logits_RAV.permute(1, 2, 0), targets_RA.T, reduction="none")
-    losses = {"answer": dialogue.weight_T[is_answer].to(logits_RAV.device) @ losses_AR.mean(dim=1)}
+    logits_AV = reading.logits_AV.float()
+    targets = dialogue.target_T[is_answer].to(logits_AV.device)
+    losses_A = functional.cross_entropy(logits_AV, targets, reduction="none")
+    losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()}
     if settings.grounding_weight > 0:
         # A video without known evidence counts as found, so that the mean over samples has one of each.
-        miss = logits_RAV.new_zeros(())
-        if reading.misses:
-            look_E = dialogue.look_E.to(logits_RAV.device)
-            miss = torch.stack(reading.misses).mean(dim=(0, 1)) @ (look_E / look_E.sum())
+        miss = logits_AV.new_zeros(())
+        if reading.miss_LHE is not None:
+            look_E = torch.cat([asking.look_E for asking in dialogue.askings]).to(logits_AV.device)
+            miss = reading.miss_LHE.mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
     if sight is not None and dialogue.shown is not None:
         losses["sight"] = settings.sight_weight * sight.loss(reading.hidden_MD, dialogue.shown)
@@ -565,31 +590,30 @@ def train_language(
 def answer_accuracy(
     decoder: QwenDecoder, dialogues: Sequence[Dialogue], grounded: bool = False, sight: TokenReading | None = None
 ) -> dict[str, float]:
-    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing), in all askings;
-    where questions are asked twice also that of all kinds with all chunks ``dense`` and with some ``pooled``.
+    """Share of questions of each kind whose every answer token is the likeliest (teacher forcing), and of those of all
+    kinds that are asked with all chunks ``dense`` and with some ``pooled``.
 
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
     what ``sight`` reads off visual tokens.
     """
-    found_right: dict[str, list[bool]] = {}
-    by_asking: list[tuple[bool, bool]] = []
+    rights: dict[str, list[bool]] = {}
+    by_level: dict[str, list[bool]] = {}
     found: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
     for dialogue in dialogues:
         is_answer = dialogue.target_T >= 0
         reading = read_dialogue(decoder, dialogue, grounded)
-        found += [miss.neg().exp().flatten().cpu() for miss in reading.misses]
+        if reading.miss_LHE is not None:
+            found.append(reading.miss_LHE.neg().exp().flatten().cpu())
         if sight is not None and dialogue.shown is not None:
             seen.append((sight(reading.hidden_MD, dialogue.shown).cpu(), dialogue.shown.set_SH))
-        is_right_RA = reading.logits_RAV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
+        is_right_A = reading.logits_AV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
         owners_A = dialogue.owner_T[is_answer]
-        is_right_QR = [is_right_RA[:, owners_A == owner].all(dim=1).tolist() for owner in range(len(dialogue.kinds))]
-        for kind, is_right_R in zip(dialogue.kinds, is_right_QR, strict=True):
-            found_right.setdefault(kind, []).extend(is_right_R)
-        by_asking += [(one[0], one[1]) for one in is_right_QR if len(one) == 2]
-    shares = {kind: sum(right) / len(right) for kind, right in sorted(found_right.items())}
-    if by_asking:
-        shares |= dict(zip(("dense", "pooled"), np.mean(by_asking, axis=0).tolist(), strict=True))
+        for owner, (kind, is_pooled) in enumerate(zip(dialogue.kinds, dialogue.is_pooled, strict=True)):
+            is_right = bool(is_right_A[owners_A == owner].all())
+            rights.setdefault(kind, []).append(is_right)
+            by_level.setdefault("pooled" if is_pooled else "dense", []).append(is_right)
+    shares = {kind: sum(right) / len(right) for kind, right in (*sorted(rights.items()), *sorted(by_level.items()))}
     if found:
         shares["grounding"] = float(torch.cat(found).mean())
     if seen:

@@ -74,7 +74,7 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
         priors=100,
     ),
 }
-"""How long stretches are (in frame groups), and which share of samples is asked once more with pooled chunks."""
+"""How long stretches are (in frame groups), and in which share of samples half of the questions meet pooled chunks."""
 
 
 SETTLE_STEPS = 150

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,15 +65,17 @@ def stretch_of(num_groups: int, spec: LanguageSpec) -> Stretch:
     return Stretch(tokens, times, Facts("street", 0.0, 4.0 * num_groups, (), ()))
 
 
-def logits_by_inference(model: VideoXL2, stretch: Stretch, dense: set[int] | None) -> torch.Tensor:
-    """Answer logits of both questions through the code that answers: prefill, sparsify, assemble, extend."""
+def logits_by_inference(
+    model: VideoXL2, stretch: Stretch, dense: set[int] | None, questions: Sequence[QA] = QUESTIONS
+) -> torch.Tensor:
+    """Answer logits of questions through the code that answers: prefill, sparsify, assemble, extend."""
     visual = torch.from_numpy(stretch.visual_GPD).float()
     result = prefill(model, visual, list(stretch.times_s), PrefillSettings(), 6)
     pieces: list[ChunkKV] = [
         chunk if dense is None or number in dense else sparsify(chunk, 4) for number, chunk in enumerate(result.chunks)
     ]
     found = []
-    for item in QUESTIONS:
+    for item in questions:
         cache = assemble_cache(model, pieces)
         suffix = model.tokenizer.prompt_parts(item.question)[1]
         answer = model.tokenizer.encode(item.answer)
@@ -89,7 +91,7 @@ def test_dense_samples_equal_inference(num_groups: int) -> None:
     settings = LanguageSettings(skip=0.0)
     sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0))
     with torch.no_grad():
-        (trained,) = read_dialogue(model.language, sample).logits_RAV
+        trained = read_dialogue(model.language, sample).logits_AV
         expected = logits_by_inference(model, stretch, None)
     assert trained.shape == expected.shape
     torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
@@ -115,44 +117,61 @@ def test_pooled_samples_equal_inference_with_the_same_levels_and_without() -> No
         assert dense == {chunk for chunk, is_dense in enumerate(levels) if is_dense}
         seen.add(frozenset(dense))
         with torch.no_grad():
-            trained = read_dialogue(model.language, sample).logits_RAV
-            expected = torch.stack([logits_by_inference(model, stretch, chosen) for chosen in (dense, None)])
+            trained = read_dialogue(model.language, sample).logits_AV
+            expected = torch.cat(
+                [
+                    logits_by_inference(model, stretch, dense, QUESTIONS[:1]),
+                    logits_by_inference(model, stretch, None, QUESTIONS[1:]),
+                ]
+            )
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
     assert len(seen) > 3
 
 
-def test_asking_twice_is_as_asking_once_of_each() -> None:
+def test_dealt_questions_cost_what_each_costs_alone() -> None:
     model = tiny_model()
     stretch = street_with_a_runner(23, model.spec.language)
     settings = LanguageSettings(skip=0.0, grounding_weight=1.0)
-    item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
+    runs = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
+    person = QA("where", "Where is the person?", "left", (), (8.0, 12.0), ("a",))
     levels = [False, True, False, True]
 
-    def losses(askings: list[list[bool] | None]) -> dict[str, float]:
+    def losses(questions: list[QA], askings: list[list[bool] | None]) -> dict[str, float]:
         rng = np.random.default_rng(4)
-        sample = make_dialogue(model.tokenizer, stretch, [item, *QUESTIONS], settings, rng, askings)
+        sample = make_dialogue(model.tokenizer, stretch, questions, settings, rng, askings)
+        assert sample.kinds == tuple(item.kind for item in questions)
         with torch.no_grad():
             return {name: float(loss) for name, loss in dialogue_losses(model.language, sample, settings).items()}
 
-    dense, pooled, both = losses([None]), losses([levels]), losses([None, levels])
-    assert abs(dense["answer"] - pooled["answer"]) > 1e-3
+    dense, pooled, both = losses([runs], [None]), losses([person], [levels]), losses([runs, person], [None, levels])
+    assert abs(losses([person], [None])["answer"] - pooled["answer"]) > 1e-3
     assert both == pytest.approx({name: (dense[name] + pooled[name]) / 2 for name in dense}, abs=1e-4)
+
+
+def test_questions_are_dealt_in_turn_and_a_lone_one_is_asked_once() -> None:
+    model = tiny_model()
+    stretch, settings = stretch_of(23, model.spec.language), LanguageSettings(skip=0.0)
+    items = [*QUESTIONS, QA("order", "Which is first?", "a car", (), None, ())]
+    sample = make_dialogue(model.tokenizer, stretch, items, settings, np.random.default_rng(0), [[False] * 4, None])
+    assert sample.kinds == ("exists", "order", "when") and sample.is_pooled == (True, True, False)
+    assert [int(asking.owner_T.max()) for asking in sample.askings] == [1, 0]
+    assert sample.owner_T.unique().tolist() == [0, 1, 2]
+    alone = make_dialogue(model.tokenizer, stretch, items[:1], settings, np.random.default_rng(0), [[False] * 4, None])
+    assert alone.is_pooled == (True,) and len(alone.askings) == 1
 
 
 def test_accuracy_tells_dense_and_pooled_apart() -> None:
     model = tiny_model()
-    stretch = stretch_of(23, model.spec.language)
-    settings = LanguageSettings(skip=0.0)
+    stretch, settings = stretch_of(23, model.spec.language), LanguageSettings(skip=0.0)
     sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0), [None, [False] * 4])
-    told = answer_accuracy(model.language, [sample])
-    assert set(told) == {*sample.kinds, "dense", "pooled"}
-    # Targets that are what the model says with all chunks dense: always right there, and not always with pooled ones.
     with torch.no_grad():
-        guesses_A = read_dialogue(model.language, sample).logits_RAV[0].argmax(dim=-1)
+        guesses_A = read_dialogue(model.language, sample).logits_AV.argmax(dim=-1)
     target_T = sample.target_T.masked_scatter(sample.target_T >= 0, guesses_A)
-    told = answer_accuracy(model.language, [dataclasses.replace(sample, target_T=target_T)])
-    assert told["dense"] == 1.0
-    assert told["pooled"] == pytest.approx(2 * np.mean([told[kind] for kind in sample.kinds]) - 1.0)
+    right = dataclasses.replace(sample, target_T=target_T)
+    assert answer_accuracy(model.language, [right]) == {"exists": 1.0, "when": 1.0, "dense": 1.0, "pooled": 1.0}
+    last = int(torch.nonzero(target_T >= 0)[-1])
+    target_T[last] += 1
+    assert answer_accuracy(model.language, [right]) == {"exists": 1.0, "when": 0.0, "dense": 1.0, "pooled": 0.0}
 
 
 def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
@@ -178,7 +197,7 @@ def test_gradients_reach_every_parameter_of_the_decoder() -> None:
         np.random.default_rng(1),
         [[True, False]],
     )
-    read_dialogue(model.language, sample).logits_RAV.square().mean().backward()
+    read_dialogue(model.language, sample).logits_AV.square().mean().backward()
     missing = [name for name, p in model.language.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert missing == []
 
@@ -259,7 +278,7 @@ def test_grounding_is_the_attention_that_falls_on_the_evidence(monkeypatch: pyte
     item = QA("choice", "Who runs?", "A", (), (13.0, 21.0), ("event-0", "a"))
     sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0), np.random.default_rng(0))
     with torch.no_grad():
-        misses = read_dialogue(decoder, sample, grounded=True).misses
+        miss_LHE = read_dialogue(decoder, sample, grounded=True).miss_LHE
         visual = torch.from_numpy(stretch.visual_GPD).float()
         chunks = prefill(model, visual, list(stretch.times_s), PrefillSettings(), 6).chunks
         suffix = model.tokenizer.prompt_parts(item.question)[1]
@@ -275,8 +294,8 @@ def test_grounding_is_the_attention_that_falls_on_the_evidence(monkeypatch: pyte
             logits_HM = q_NTDh[:heads, -1] @ cache.keys(layer, cache.length)[0].T * decoder.spec.head_dim**-0.5
             first, last = sample.layout.spans[3].start, sample.layout.spans[5].end
             shares.append(logits_HM.softmax(-1)[:, first:last].sum(-1))
-    assert len(misses) == 2 and misses[0].shape == (heads, 1)
-    torch.testing.assert_close(torch.stack(misses)[..., 0].neg().exp(), torch.stack(shares), atol=1e-5, rtol=0)
+    assert miss_LHE is not None and miss_LHE.shape == (2, heads, 1)
+    torch.testing.assert_close(miss_LHE[..., 0].neg().exp(), torch.stack(shares), atol=1e-5, rtol=0)
 
 
 def test_grounding_teaches_the_told_heads_to_look() -> None:
@@ -328,7 +347,7 @@ def test_sight_teaches_the_lower_half_what_its_tokens_show() -> None:
         again = settings.sight_weight * sight.loss(reading.hidden_MD, sample.shown)
         scores = answer_accuracy(decoder, [sample], sight=sight)
     assert float(again) < found[-1]
-    assert {"exists", "sees kind+action", "sees kind+colour", "sees shirt+action"} == set(scores)
+    assert {"dense", "exists", "sees kind+action", "sees kind+colour", "sees shirt+action"} == set(scores)
 
 
 def test_a_new_head_learns_to_read_before_the_decoder_learns_from_it() -> None:
@@ -381,14 +400,15 @@ def test_a_time_is_read_off_both_ends_of_the_evidence() -> None:
     rng = np.random.default_rng(0)
     sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0), rng)
     answer = [*model.tokenizer.encode(item.answer), model.tokenizer.token_id("<|im_end|>")]
-    told = sample.target_T[sample.ask_E].tolist()
+    (asking,) = sample.askings
+    told = sample.target_T[asking.ask_E].tolist()
     assert told == answer[:-1]
     middle = answer.index(model.tokenizer.encode(" to")[0])
     spans = sample.layout.spans
-    for place, evidence_C in enumerate(sample.askings[0].evidence_EC):
+    for place, evidence_C in enumerate(asking.evidence_EC):
         span = spans[3 if place <= middle else 5]
         assert torch.nonzero(evidence_C)[:, 0].tolist() == list(range(span.start, span.end))
-    assert float(sample.look_E.sum()) == pytest.approx(1.0)
+    assert float(asking.look_E.sum()) == pytest.approx(1.0)
 
 
 def test_replicas_get_samples_of_like_length(
