@@ -451,8 +451,8 @@ def read_dialogue(decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = Fal
 def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
-    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are
-    told to look; ``sight`` where a head reads what tokens show."""
+    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
+    ``sight`` where a head reads what tokens show."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
     logits_AV = reading.logits_AV.float()

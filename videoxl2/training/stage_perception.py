@@ -168,7 +168,11 @@ class ClipSampler:
         """What is true of a clip, but for where in the picture: kept, since making it takes longer than reading it."""
         if number not in self._facts:
             facts = clip.facts(clip.scene(), 0, clip.num_frames)
-            self._facts[number] = replace(facts, objects=tuple(replace(item, sightings=()) for item in facts.objects))
+            seen, doubtful = (
+                tuple(replace(item, sightings=()) for item in items)
+                for items in (facts.objects, facts.doubtful_objects)
+            )
+            self._facts[number] = replace(facts, objects=seen, doubtful_objects=doubtful)
         return self._facts[number]
 
     def _place(self, size: int, rng: np.random.Generator) -> tuple[int, int]:
