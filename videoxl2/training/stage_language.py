@@ -105,8 +105,7 @@ class Pooling:
 @dataclass(frozen=True)
 class Asking:
     """Questions that are asked of one cache. ``pool`` makes it of the video's tokens (None: they are it);
-    ``cache_position_C`` and ``position_T`` are positions in it and after it. ``owner_T`` is the question that a token
-    belongs to.
+    ``cache_position_C`` and ``position_T`` are positions in it and after it.
 
     ``evidence_EC`` says which entries show what follows token ``ask_E``, where that is known; ``look_E`` weighs
     looking there, so that each question counts alike.
@@ -115,7 +114,6 @@ class Asking:
     pool: Pooling | None
     cache_position_C: Tensor
     position_T: Tensor
-    owner_T: Tensor
     ask_E: Tensor
     evidence_EC: Tensor
     look_E: Tensor
@@ -242,7 +240,6 @@ def _asking(
         pool,
         torch.from_numpy(positions_C),
         places + int(positions_C[-1]) + 1,
-        _owners(spoken),
         torch.tensor([place for place, _, _ in looks], dtype=torch.long),
         torch.from_numpy(evidence_EC),
         torch.tensor([share for _, _, share in looks]),
@@ -334,12 +331,12 @@ class AskingAttention:
     ``misses`` gets, from each grounded layer, how unlikely each of its told heads is to look at the evidence, [H, E].
     """
 
-    def __init__(self, decoder: QwenDecoder, asking: Asking, grounded: tuple[int, ...]) -> None:
+    def __init__(self, decoder: QwenDecoder, asking: Asking, owner_T: Tensor, grounded: tuple[int, ...]) -> None:
         device = decoder.device
         self._cache = _rotary(decoder, asking.cache_position_C)
         self._asked = _rotary(decoder, asking.position_T)
         self._pool = asking.pool
-        owner_T = asking.owner_T.to(device)
+        owner_T = owner_T.to(device)
         T, C = len(owner_T), len(asking.cache_position_C)
         own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
         self._allowed_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
@@ -385,11 +382,15 @@ class DialogueAttention:
     """The attention of one sample: rows [0, M) are the video, then come the questions, asking by asking."""
 
     def __init__(self, decoder: QwenDecoder, dialogue: Dialogue, grounded: bool = False) -> None:
-        self._sizes = [dialogue.layout.length, *(len(asking.owner_T) for asking in dialogue.askings)]
+        asked = [len(asking.position_T) for asking in dialogue.askings]
+        self._sizes = [dialogue.layout.length, *asked]
         self._prefill = _rotary(decoder, dialogue.prefill_position_M)
         self._tiles = dialogue.tiles.to(decoder.device)
         layers = grounded_layers(decoder.spec.num_layers) if grounded else ()
-        self._askings = [AskingAttention(decoder, asking, layers) for asking in dialogue.askings]
+        self._askings = [
+            AskingAttention(decoder, asking, owner_T, layers)
+            for asking, owner_T in zip(dialogue.askings, dialogue.owner_T.split(asked), strict=True)
+        ]
 
     @property
     def misses(self) -> list[Tensor]:
