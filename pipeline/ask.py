@@ -28,6 +28,7 @@ from pipeline.query import interval_fields
 from pipeline.question_hits import question_hits
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
+from videoxl2.options import MOST_OPTIONS
 
 if TYPE_CHECKING:
     from videoxl2.decode import Piece, TokenStep
@@ -83,7 +84,7 @@ def ask(
     videos = {video.video_id: video for video in reader.videos()}
     while True:
         try:
-            begun = _begin_answer(way, videos, suffix_ids, limit)
+            begun = _begin_answer(way, videos, question, limit)
             break
         except (StoreError, StorageError, EvidenceUnavailable) as exc:
             if not way.is_outdated:  # each time round something was demoted, and that comes to an end
@@ -139,15 +140,21 @@ class _Begun:
     first_token_at: float
 
 
-def _begin_answer(way: ReusePlan, videos: dict[str, VideoRow], suffix_ids: Sequence[int], limit: int) -> _Begun:
+def _begin_answer(way: ReusePlan, videos: dict[str, VideoRow], question: str, limit: int) -> _Begun:
     """Reload, assemble and prefill, all at once. Raises what loading raises; on S3 also for files demoted meanwhile."""
     from videoxl2.decode import generate
+    from videoxl2.option_orders import generate_in_orders
 
     model = way.reader.model
+    suffix_ids, eos_ids = model.tokenizer.prompt_parts(question)[1], model.tokenizer.eos_ids
     with way.open() as loaded:
         opened_at = time.perf_counter()
-        assembly = model.begin_assembly(context_pieces(way.chunks, loaded, videos, model.tokenizer))
-        steps = generate(model, assembly, suffix_ids, limit, model.tokenizer.eos_ids)
+        pieces = context_pieces(way.chunks, loaded, videos, model.tokenizer)
+        assembly = model.begin_assembly(pieces, room=limit + MOST_OPTIONS * len(suffix_ids))
+        if way.reader.settings.query.option_orders:
+            steps = generate_in_orders(model, assembly, question, limit, eos_ids)
+        else:
+            steps = generate(model, assembly, suffix_ids, limit, eos_ids)
         first = [step for step in (next(steps, None),) if step is not None]
     return _Begun(
         loaded=loaded,

@@ -137,6 +137,11 @@ class QuerySettings(BaseModel):
         "attention (what the model looks at in the pooled KV), fused (both)",
     )
     max_new_tokens: int = Field(64, ge=1, le=4096, description="longest answer in tokens")
+    option_orders: bool = Field(
+        True,
+        description="ask a question with lettered options in every cyclic order of them over the same KV, so that an "
+        "option's letter and place decide nothing",
+    )
     layer_bands: int = Field(
         4,
         ge=1,

@@ -10,18 +10,17 @@ question of one line keeps its similarities.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from indexers.records import VectorHit
 from indexers.scope import Scope
 from pipeline.reader import ArchiveReader
+from videoxl2.options import OPTION_MARK
 
 CANDIDATE_GROUPS = 512
 """Frame groups whose similarity to a line ranks chunks and segments."""
 MOST_LINES = 8
-_OPTION = re.compile(r"^\(?[A-Za-z][.):]\s+")
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,13 @@ class QuestionHits:
 
 def question_lines(question: str) -> list[str]:
     """What is looked up: the lines, options without their letters; the whole question where they are too many."""
-    lines = [_OPTION.sub("", line.strip()) for line in question.splitlines() if line.strip()]
+    lines = [_without_mark(line.strip()) for line in question.splitlines() if line.strip()]
     return lines if 1 < len(lines) <= MOST_LINES else [question]
+
+
+def _without_mark(line: str) -> str:
+    mark = OPTION_MARK.match(line)
+    return line if mark is None else line[mark.end() :]
 
 
 def question_hits(reader: ArchiveReader, question: str, scope: Scope) -> QuestionHits:

@@ -442,3 +442,7 @@ class GenerationSettings(_Settings):
         default=1.0, gt=0, le=1, description="Sampling keeps the likeliest tokens that make up this probability."
     )
     seed: int = Field(default=0, ge=0, description="Seed of sampling; without effect at temperature 0.")
+    option_orders: bool = Field(
+        default=False,
+        description="Ask a question with lettered options in every cyclic order of them (at temperature 0).",
+    )

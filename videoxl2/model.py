@@ -22,6 +22,7 @@ from videoxl2.dts import DynamicTokenSynthesis, reinterpret_groups
 from videoxl2.errors import ModelError
 from videoxl2.kv import KVCache
 from videoxl2.language import QwenDecoder
+from videoxl2.option_orders import SaidFirst, settled_letter
 from videoxl2.prefill import ArrivingPrefill, PrefillResult, prefill, prefill_batch
 from videoxl2.projector import VisualProjector
 from videoxl2.questions import generate_batch
@@ -152,9 +153,9 @@ class VideoXL2(nn.Module):
         """One cache of stored or arriving chunks and text headers; see ``decode.assemble_cache``."""
         return assemble_cache(self, pieces, max_tokens=max_tokens)
 
-    def begin_assembly(self, pieces: Sequence[Piece], *, max_tokens: int | None = None) -> Assembly:
+    def begin_assembly(self, pieces: Sequence[Piece], *, max_tokens: int | None = None, room: int = 512) -> Assembly:
         """The same on its way, for a question that goes through the first layers while later ones arrive."""
-        return Assembly(self, pieces, max_tokens=max_tokens)
+        return Assembly(self, pieces, max_tokens=max_tokens, room=room)
 
     def prefill_batch(
         self,
@@ -217,13 +218,14 @@ class VideoXL2(nn.Module):
         """Answers to several questions about one cache, as (question, piece of its answer) while they are generated.
 
         The questions run as a batch and do not see each other: each answer is the one that it would get alone, with
-        the same seed. Afterwards, or when the caller stops early, the cache is as before.
+        the same seed. Afterwards, or when the caller stops early, the cache is as before. With
+        ``settings.option_orders`` questions with options are asked in every order of these first (``option_orders``).
         """
         settings = settings or GenerationSettings()
         suffixes = [self.tokenizer.prompt_parts(question)[1] for question in questions]
         ids: list[list[int]] = [[] for _ in questions]
         shown = [0] * len(questions)
-        choices = [TokenChoice(settings) for _ in questions]
+        choices: list[Callable[[Tensor], int]] = [self._choice(cache, question, settings) for question in questions]
         steps = generate_batch(self, cache, suffixes, settings.max_new_tokens, self.tokenizer.eos_ids, choices=choices)
         with contextlib.closing(steps):
             for question, step in steps:
@@ -235,6 +237,14 @@ class VideoXL2(nn.Module):
         for question, answer in enumerate(ids):
             if len(text := self.tokenizer.decode(answer)) > shown[question]:
                 yield question, text[shown[question] :]
+
+    def _choice(self, cache: KVCache, question: str, settings: GenerationSettings) -> TokenChoice | SaidFirst:
+        """What chooses the tokens of a question's answer."""
+        choice = TokenChoice(settings)
+        if not (settings.option_orders and choice.is_greedy):
+            return choice
+        letter = settled_letter(self, cache, question)
+        return choice if letter is None else SaidFirst(letter)
 
     def generate_texts(
         self, cache: KVCache, questions: Sequence[str], settings: GenerationSettings | None = None

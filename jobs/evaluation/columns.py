@@ -181,5 +181,6 @@ def ask_all(reader: ArchiveReader, chunks: Sequence[ChunkKV], questions: Sequenc
     model = reader.model
     room = sum(len(model.tokenizer.prompt_parts(question)[1]) + ANSWER_TOKENS for question in questions)
     cache = assemble_cache(model, chunks, max_tokens=WHOLE_VIDEO_TOKENS, room=room)
-    texts = model.generate_texts(cache, questions, GenerationSettings(max_new_tokens=ANSWER_TOKENS))
+    settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS, option_orders=reader.settings.query.option_orders)
+    texts = model.generate_texts(cache, questions, settings)
     return [text.strip() for text in texts]
