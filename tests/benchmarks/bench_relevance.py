@@ -37,11 +37,11 @@ from videoxl2.relevance import (
     question_attention,
 )
 from videoxl2.text_tower import TextEncoder
+from videoxl2.training.dialogue_attention import grounded_layers
 from videoxl2.training.facts import Facts
 from videoxl2.training.queries import SearchQuery, search_queries
 from videoxl2.training.samples import clip_scene, render_clip
 from videoxl2.training.splits import SPLITS
-from videoxl2.training.stage_language import grounded_layers
 
 QUESTION = "When can {} be seen?"
 FRAMES_PER_CLIP = 60
@@ -163,7 +163,7 @@ def choices(
 ) -> dict[str, list[float]]:
     """Scores by choice of layers and pooling, of similarity, and of similarity fused with every one of them.
 
-    "told heads" are those that training told where to look (``training.stage_language``).
+    "told heads" are those that training told where to look (``training.dialogue_attention``).
     """
     relative_ANTC = question_attention(model, question, video.chunks)
     embedding = EmbeddingRelevance(tuple(similarities))

@@ -23,17 +23,10 @@ from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.dialogues import CachedClip, StretchSettings, random_stretch
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.feature_cache import first_frame
+from videoxl2.training.language_samples import Dialogue, LanguageSettings, answer_priors, random_dialogue
 from videoxl2.training.recordings import Recording
 from videoxl2.training.splits import Split
-from videoxl2.training.stage_language import (
-    Dialogue,
-    LanguageSettings,
-    answer_accuracy,
-    answer_priors,
-    dialogue_losses,
-    mean_losses,
-    random_dialogue,
-)
+from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, mean_losses
 from videoxl2.training.stage_perception import Prefetcher, clip_paths
 from videoxl2.training.trainer import TrainSettings, fit
 

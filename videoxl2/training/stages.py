@@ -32,6 +32,7 @@ from videoxl2.training.end_to_end import PARTS, parts_of, train_end_to_end
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.export import model_card, write_checkpoint
 from videoxl2.training.feature_cache import cache_features, load_features
+from videoxl2.training.language_samples import LanguageSettings
 from videoxl2.training.make_random_checkpoint import tiny_spec
 from videoxl2.training.recordings import Recording, finished_files, record_many
 from videoxl2.training.run_folder import (
@@ -44,7 +45,7 @@ from videoxl2.training.run_folder import (
     write_json,
 )
 from videoxl2.training.splits import Split
-from videoxl2.training.stage_language import LanguageSettings, train_language
+from videoxl2.training.stage_language import train_language
 from videoxl2.training.stage_perception import (
     PerceptionModules,
     clip_paths,

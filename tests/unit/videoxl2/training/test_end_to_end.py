@@ -24,9 +24,9 @@ from videoxl2.training.end_to_end import (
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.facts import Facts
 from videoxl2.training.initialise import initialise_for_training
+from videoxl2.training.language_samples import LanguageSettings, make_dialogue
 from videoxl2.training.qa import QA
 from videoxl2.training.recordings import Recording
-from videoxl2.training.stage_language import LanguageSettings, make_dialogue
 from videoxl2.training.trainer import TrainSettings, read_log
 
 QUESTIONS = [

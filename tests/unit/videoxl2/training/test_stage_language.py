@@ -17,6 +17,7 @@ from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
 from videoxl2.tokenizer import Tokenizer
+from videoxl2.training.dialogue_attention import grounded_layers, read_dialogue
 from videoxl2.training.dialogues import (
     CachedClip,
     Stretch,
@@ -27,21 +28,12 @@ from videoxl2.training.dialogues import (
 )
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
+from videoxl2.training.language_samples import DialogueFeed, LanguageSettings, make_dialogue, random_levels
 from videoxl2.training.perception import SET_SIZE
 from videoxl2.training.qa import QA
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
-from videoxl2.training.stage_language import (
-    DialogueFeed,
-    LanguageSettings,
-    answer_accuracy,
-    dialogue_losses,
-    grounded_layers,
-    make_dialogue,
-    random_levels,
-    read_dialogue,
-    settle_sight,
-)
+from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, settle_sight
 from videoxl2.training.token_labels import TokenLabels, TokenReading, read_layer
 
 QUESTIONS = [
