@@ -34,13 +34,8 @@ class QuestionHits:
 
 def question_lines(question: str) -> list[str]:
     """What is looked up: the lines, options without their letters; the whole question where they are too many."""
-    lines = [_without_mark(line.strip()) for line in question.splitlines() if line.strip()]
+    lines = [OPTION_MARK.sub("", line.strip()) for line in question.splitlines() if line.strip()]
     return lines if 1 < len(lines) <= MOST_LINES else [question]
-
-
-def _without_mark(line: str) -> str:
-    mark = OPTION_MARK.match(line)
-    return line if mark is None else line[mark.end() :]
 
 
 def question_hits(reader: ArchiveReader, question: str, scope: Scope) -> QuestionHits:

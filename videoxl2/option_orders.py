@@ -22,6 +22,7 @@ from videoxl2.options import OptionQuestion
 from videoxl2.prefill import PrefillModel
 from videoxl2.questions import generate_batch
 from videoxl2.relevance import QuestionTokenizer
+from videoxl2.token_choice import likeliest
 
 
 class AnsweringTokenizer(QuestionTokenizer, Protocol):
@@ -56,7 +57,7 @@ class SaidFirst:
     def __call__(self, logits_V: Tensor) -> int:
         """The next token."""
         token, self._settled = self._settled, None
-        return int(logits_V.argmax()) if token is None else token
+        return likeliest(logits_V) if token is None else token
 
 
 def settled_letter(model: AnsweringModel, cache: KVCache, question: str) -> int | None:
@@ -103,13 +104,13 @@ def _settle(model: AnsweringModel, cache: KVCache, asked: OptionQuestion, logits
     if len(letter_ids) < len(asked.letters):
         return None
     known = [] if logits_V is None else [logits_V]
-    if known and int(known[0].argmax()) not in letter_ids:
+    if known and likeliest(known[0]) not in letter_ids:
         return None
     suffixes = [
         model.tokenizer.prompt_parts(asked.shifted(shift))[1] for shift in range(len(known), len(asked.options))
     ]
     steps = generate_batch(model, cache, suffixes, 1, keep_logits=True)
     found = [*known, *(step.logits_V for _, step in steps if step.logits_V is not None)]
-    if int(found[0].argmax()) not in letter_ids:
+    if likeliest(found[0]) not in letter_ids:
         return None
     return letter_ids[best_option(torch.stack(found), letter_ids)]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 MOST_OPTIONS = 8
-OPTION_MARK = re.compile(r"\(?([A-Za-z])[.):]\s+")
+OPTION_MARK = re.compile(r"^\(?([A-Za-z])[.):]\s+")
 """What stands before an option: ``A. ``, ``(A) ``, ``a) ``, ``A: ``."""
 
 _NAMES_A_PLACE = re.compile(r"\b(?:above|below|previous|following|preceding)\b|\b[A-Z] (?:and|or|&) [A-Z]\b")
