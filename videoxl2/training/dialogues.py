@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA
+from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.questions import questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene
@@ -28,8 +28,10 @@ from videoxl2.training.token_labels import TokenLabels
 GROUP_S = 4.0
 _PRIORS_SEED, _PRIORS_PER_KIND = 83, 8
 _LONG = ("describe", "events")
-_WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 2.0, "colour": 1.5, "what": 1.5}
+_WANTED: Mapping[str, float] = {"choice": 3.0, "exists": 3.0, "when": 3.0, "colour": 1.5, "what": 1.5}
 """How often each kind is asked where there is a choice; others count 1."""
+_TIMES_OFFERED = 3.0
+"""How much rather a question with options is asked where these are times."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def questions_about(
         return []
     number = Counter(item.kind for item in kept)
     weights = np.asarray([_WANTED.get(item.kind, 1.0) / number[item.kind] for item in kept])
+    weights *= [_TIMES_OFFERED if offers_times(item) else 1.0 for item in kept]
     if priors is not None:
         weights *= [max(1.0, priors.weight(item)) for item in kept]
     chosen = rng.choice(len(kept), min(most, len(kept)), replace=False, p=weights / weights.sum())

@@ -33,7 +33,7 @@ from videoxl2.training.dialogues import (
     random_stretch,
 )
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA
+from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.token_labels import TokenTargets, choose_tokens
 
@@ -41,6 +41,8 @@ _CHUNK_GROUPS, _COMPRESSION = 6, 4
 _MOST_EVIDENCE = 0.6
 """Where more of a video than this is evidence, looking at the right place means nothing."""
 _LENGTHS_SEED = 11
+_TIME_WEIGHT = 3.0
+"""How much an answer that is a time counts: its tokens share the weight of an answer, and most of them are digits."""
 _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 """Levels of samples: the share of dense chunks is drawn from so far to so far, and how often none and the ends are."""
 
@@ -106,7 +108,8 @@ class Asking:
 class Dialogue:
     """One sample as tokens. ``token_T`` are those of all questions, asking by asking. ``target_T`` is the next token
     where that is part of an answer, else -100; ``weight_T`` weighs it. ``owner_T`` is the question that a token belongs
-    to, and ``kinds`` and ``is_pooled`` tell of each question what it asks for and whether some chunks were sparse.
+    to; ``kinds``, ``is_pooled`` and ``times_offered`` tell of each question what it asks for, whether some chunks were
+    sparse, and whether its options are times.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then. ``shown`` is
     what visual tokens show, where that is taught.
@@ -123,6 +126,7 @@ class Dialogue:
     weight_T: Tensor
     kinds: tuple[str, ...] = ()
     is_pooled: tuple[bool, ...] = ()
+    times_offered: tuple[bool, ...] = ()
     shown: TokenTargets | None = None
 
 
@@ -163,7 +167,8 @@ def make_dialogue(
         torch.tensor([weight * share for one in spoken_ones for weight in one.weights]),
         tuple(item.kind for _, items in dealt for item in items),
         tuple(one is not None for one, items in dealt for _ in items),
-        None if stretch.labels is None else choose_tokens(stretch.labels, layout, rng),
+        tuple(offers_times(item) for _, items in dealt for item in items),
+        None if stretch.labels is None else choose_tokens(stretch.labels, layout, stretch.times_s, rng),
     )
 
 
@@ -184,7 +189,8 @@ def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: Language
     assert stop in tokenizer.eos_ids
     answer = [*tokenizer.encode(item.answer), stop]
     before = len(suffix) - 1
-    worth = (settings.long_answer_weight if item.kind in ("describe", "events") else 1.0) / len(answer)
+    long = settings.long_answer_weight
+    worth = {"describe": long, "events": long, "when": _TIME_WEIGHT}.get(item.kind, 1.0) / len(answer)
     looks = _looks(item, evidence_groups(stretch, item), answer, tokenizer)
     return _Spoken(
         [*suffix, *answer[:-1]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +43,14 @@ class QA:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+_SPAN = re.compile(r"\d+ to \d+ seconds|\d+:\d\d to \d+:\d\d")
+
+
+def offers_times(item: QA) -> bool:
+    """Whether the options are times."""
+    return bool(item.options) and all(_SPAN.fullmatch(option) for option in item.options)
 
 
 def blind_baseline(questions: Sequence[QA]) -> dict[str, float]:

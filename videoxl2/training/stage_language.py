@@ -3,7 +3,8 @@
 Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
 an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
 longer the video. And it learns what it looks at: what each visual token shows is read off its hidden states halfway up
-(``sight``, see ``token_labels``). A sample is made in ``language_samples``; ``dialogue_attention`` is the pass over it.
+(``sight``, see ``token_labels``), and when that is (``clock``). A sample is made in ``language_samples``;
+``dialogue_attention`` is the pass over it.
 
 Shapes: M tokens of prefix and video, A tokens of answers, E questions whose evidence is known, S tokens that are read,
 H heads or what there is to be told of them, D width.
@@ -38,7 +39,7 @@ def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
     """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
-    ``sight`` where a head reads what tokens show."""
+    ``sight`` and ``clock`` where a head reads what tokens show, and when."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
     logits_AV = reading.logits_AV.float()
@@ -54,6 +55,7 @@ def dialogue_losses(
         losses["grounding"] = settings.grounding_weight * miss
     if sight is not None and dialogue.shown is not None:
         losses["sight"] = settings.sight_weight * sight.loss(reading.hidden_MD, dialogue.shown)
+        losses["clock"] = settings.sight_weight * sight.clock_loss(reading.hidden_MD, dialogue.shown)
     return losses
 
 
@@ -80,7 +82,7 @@ def settle_sight(
                 if sample.shown is not None
             ]
         for _ in range(passes):
-            losses = [sight.loss(hidden_MD, shown) for hidden_MD, shown in seen]
+            losses = [sight.loss(hidden_MD, shown) + sight.clock_loss(hidden_MD, shown) for hidden_MD, shown in seen]
             optimiser.zero_grad()
             torch.stack(losses).mean().backward()
             replicas.average_gradients(weights)
@@ -135,13 +137,17 @@ def answer_accuracy(
     """Share of questions of each kind whose every answer token is the likeliest (teacher forcing), and of those of all
     kinds that are asked with all chunks ``dense`` and with some ``pooled``.
 
+    Nobody knows every digit of a time: of each ``when`` the share of its tokens counts. Questions whose options are
+    times are in ``choice`` and in ``choice of times``.
+
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
-    what ``sight`` reads off visual tokens.
+    what ``sight`` reads off visual tokens, ``sees time`` the share of the times' digits that it reads rightly.
     """
-    rights: dict[str, list[bool]] = {}
-    by_level: dict[str, list[bool]] = {}
+    rights: dict[str, list[float]] = {}
+    by_level: dict[str, list[float]] = {}
     found: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
+    digits: list[Tensor] = []
     for dialogue in dialogues:
         is_answer = dialogue.target_T >= 0
         reading = read_dialogue(decoder, dialogue, grounded)
@@ -149,16 +155,22 @@ def answer_accuracy(
             found.append(reading.miss_LHE.neg().exp().flatten().cpu())
         if sight is not None and dialogue.shown is not None:
             seen.append((sight(reading.hidden_MD, dialogue.shown).cpu(), dialogue.shown.set_SH))
+            read_SN = sight.digits(reading.hidden_MD, dialogue.shown).argmax(dim=-1).cpu()
+            digits.append((read_SN == dialogue.shown.digit_SN).flatten())
         is_right_A = reading.logits_AV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
         owners_A = dialogue.owner_T[is_answer]
         for owner, (kind, is_pooled) in enumerate(zip(dialogue.kinds, dialogue.is_pooled, strict=True)):
-            is_right = bool(is_right_A[owners_A == owner].all())
-            rights.setdefault(kind, []).append(is_right)
-            by_level.setdefault("pooled" if is_pooled else "dense", []).append(is_right)
+            mine = is_right_A[owners_A == owner].float()
+            right = float(mine.mean() if kind == "when" else mine.min())
+            rights.setdefault(kind, []).append(right)
+            if dialogue.times_offered[owner]:
+                rights.setdefault("choice of times", []).append(right)
+            by_level.setdefault("pooled" if is_pooled else "dense", []).append(right)
     shares = {kind: sum(right) / len(right) for kind, right in (*sorted(rights.items()), *sorted(by_level.items()))}
     if found:
         shares["grounding"] = float(torch.cat(found).mean())
     if seen:
         logits_SH, sets_SH = (torch.cat(parts) for parts in zip(*seen, strict=True))
         shares |= {f"sees {name}": f1 for name, f1 in set_scores(logits_SH, sets_SH).items() if name in _TOLD_SIGHTS}
+        shares["sees time"] = float(torch.cat(digits).float().mean())
     return shares

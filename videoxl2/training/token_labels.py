@@ -5,8 +5,11 @@ An answer is one or two tokens about a video of thousands. What stands in every 
 which sees one group at a time: whether somebody stops or loiters, drops a bag or picks one up. So the hidden states of
 the decoder's lower half are read by a head that is thrown away afterwards, as those of stage ``perception`` are.
 
+They must also tell when their token's group is, digit by digit as answers say it: the timestamp before the group is
+written in other tokens than an answer, and who finds what was asked for must have the time at hand.
+
 Shapes: F frames, G frame groups, P visual tokens per group, R rows of labels, M tokens of prefix and video, S tokens
-that are read, H outputs of a set, D width.
+that are read, H outputs of a set, N digits of a time, D width.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ _EMPTY_SHARE, _EMPTY_WEIGHT = 0.5, 0.2
 _RARE_WEIGHT = 3.0
 _LOSS_SCALE = 0.1
 _RARITY = -4.0
+_NUM_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,31 @@ class TokenLabels:
 
 @dataclass(frozen=True, eq=False)
 class TokenTargets:
-    """Tokens whose hidden state is read: places [S] among prefix and video, what they show [S, H], weights [S]."""
+    """Tokens whose hidden state is read: places [S] among prefix and video, what they show [S, H], weights [S] and the
+    digits [S, N] of the time of their group."""
 
     token_S: Tensor
     set_SH: Tensor
     weight_S: Tensor
+    digit_SN: Tensor
 
 
-def choose_tokens(labels: TokenLabels, layout: TokenLayout, rng: np.random.Generator) -> TokenTargets:
-    """All tokens that show something and a random part of the others, which are most and say little."""
+def time_digits(times_s: Sequence[float]) -> NDArray[np.int64]:
+    """Times as answers say them, [G, N] for G of them: four digits of whole seconds, then two of minutes and two of the
+    seconds beside these. Longer times keep their last digits."""
+    whole_G = np.round(np.asarray(times_s)).astype(np.int64)
+    parts = [whole_G // ten for ten in (1000, 100, 10, 1)]
+    parts += [number_G // ten for number_G in (whole_G // 60, whole_G % 60) for ten in (10, 1)]
+    return np.stack(parts, axis=1) % 10
+
+
+def choose_tokens(
+    labels: TokenLabels, layout: TokenLayout, times_s: Sequence[float], rng: np.random.Generator
+) -> TokenTargets:
+    """All tokens that show something and a random part of the others, which are most and say little.
+
+    ``times_s`` are those of the frame groups.
+    """
     group_R, cell_R, output_R = labels.row_R3.T
     P = layout.spans[0].end - layout.spans[0].time_end
     shown_S, row_R = np.unique(group_R * P + cell_R, return_inverse=True)
@@ -95,17 +115,20 @@ def choose_tokens(labels: TokenLabels, layout: TokenLayout, rng: np.random.Gener
         torch.from_numpy(starts_G[chosen // P] + chosen % P),
         torch.from_numpy(sets_SH),
         torch.from_numpy(weights / weights.sum()).float(),
+        torch.from_numpy(time_digits(times_s)[chosen // P]),
     )
 
 
 class TokenReading(nn.Module):
-    """Reads off a hidden state what its token shows; training only. From nothing, as ``PerceptionHeads``."""
+    """Reads off a hidden state what its token shows and when; training only. From nothing, as ``PerceptionHeads``."""
 
     def __init__(self, spec: LanguageSpec) -> None:
         super().__init__()
         self.heads = nn.Linear(spec.width, SET_SIZE)
         nn.init.zeros_(self.heads.weight)
         nn.init.constant_(self.heads.bias, _RARITY)
+        self.clock = nn.Linear(spec.width, _NUM_DIGITS * 10)
+        nn.init.zeros_(self.clock.weight)
 
     def forward(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
         """Logits [S, H] of the tokens that ``targets`` names."""
@@ -117,6 +140,18 @@ class TokenReading(nn.Module):
         sets_SH = targets.set_SH.to(logits_SH)
         losses_SH = functional.binary_cross_entropy_with_logits(logits_SH, sets_SH, reduction="none")
         return _LOSS_SCALE * (losses_SH @ set_weights().to(losses_SH)) @ targets.weight_S.to(losses_SH)
+
+    def digits(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
+        """Logits [S, N, 10] of the digits of the times."""
+        read_SD = hidden_MD.index_select(0, targets.token_S.to(hidden_MD.device))
+        return self.clock(read_SD).unflatten(1, (_NUM_DIGITS, 10))
+
+    def clock_loss(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
+        """Cross-entropy of the digits, the mean over them, weighted over tokens as what these show."""
+        logits_SNX = self.digits(hidden_MD, targets).float()
+        digit_SN = targets.digit_SN.to(logits_SNX.device)
+        losses_SN = functional.cross_entropy(logits_SNX.transpose(1, 2), digit_SN, reduction="none")
+        return losses_SN.mean(dim=1) @ targets.weight_S.to(losses_SN)
 
 
 def read_layer(spec: LanguageSpec) -> int:

@@ -30,7 +30,7 @@ from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.language_samples import DialogueFeed, LanguageSettings, make_dialogue, random_levels
 from videoxl2.training.perception import SET_SIZE
-from videoxl2.training.qa import QA
+from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, settle_sight
@@ -163,7 +163,28 @@ def test_accuracy_tells_dense_and_pooled_apart() -> None:
     assert answer_accuracy(model.language, [right]) == {"exists": 1.0, "when": 1.0, "dense": 1.0, "pooled": 1.0}
     last = int(torch.nonzero(target_T >= 0)[-1])
     target_T[last] += 1
-    assert answer_accuracy(model.language, [right]) == {"exists": 1.0, "when": 0.0, "dense": 1.0, "pooled": 0.0}
+    share = pytest.approx(1 - 1 / int((target_T >= 0)[sample.owner_T == 1].sum()))  # of the tokens of the time
+    assert answer_accuracy(model.language, [right]) == {"exists": 1.0, "when": share, "dense": 1.0, "pooled": share}
+
+
+def test_options_that_are_times_are_counted_apart_and_a_time_weighs_three_answers() -> None:
+    model = tiny_model()
+    stretch, settings = stretch_of(23, model.spec.language), LanguageSettings(skip=0.0)
+    spans = ("4 to 9 seconds", "14 to 19 seconds", "24 to 29 seconds", "34 to 39 seconds")
+    clocks = ("00:04 to 00:09", "01:14 to 01:19")
+    items = [
+        QA("choice", "When does a person run?", "A", spans, None, ()),
+        QA("choice", "What colour is the car?", "B", ("red", "blue"), None, ()),
+        QA("choice", "When does a car park?", "B", clocks, None, ()),
+        QA("when", "When does a person run?", "4 to 9 seconds", (), None, ()),
+    ]
+    assert [offers_times(item) for item in items] == [True, False, True, False]
+    sample = make_dialogue(model.tokenizer, stretch, items, settings, np.random.default_rng(0))
+    with torch.no_grad():
+        scores = answer_accuracy(model.language, [sample])
+    assert {"choice", "choice of times", "when", "dense"} == set(scores)
+    by_question = [float(sample.weight_T[sample.owner_T == owner].sum()) for owner in range(4)]
+    assert by_question == pytest.approx([0.25, 0.25, 0.25, 0.75])
 
 
 def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
@@ -311,7 +332,8 @@ def test_grounding_teaches_the_told_heads_to_look() -> None:
     assert found[-1] < 0.5 * found[0]
 
 
-def test_sight_teaches_the_lower_half_what_its_tokens_show() -> None:
+@pytest.mark.parametrize("taught_by", ["sight", "clock"])
+def test_the_lower_half_is_taught_what_its_tokens_show_and_when(taught_by: str) -> None:
     """The layers up to the one that is read learn from it, those above do not, and what is read gets better."""
     model = tiny_model()
     model.language = decoder = QwenDecoder(dataclasses.replace(model.spec.language, num_layers=4)).train()
@@ -328,18 +350,20 @@ def test_sight_teaches_the_lower_half_what_its_tokens_show() -> None:
     for _ in range(25):
         losses = dialogue_losses(decoder, sample, settings, sight)
         optimiser.zero_grad()
-        losses["sight"].backward()
+        losses[taught_by].backward()
         taught = {i for i, layer in enumerate(decoder.layers) if any(p.grad is not None for p in layer.parameters())}
         optimiser.step()
-        found.append(float(losses["sight"].detach()))
+        found.append(float(losses[taught_by].detach()))
     assert found[-1] < 0.5 * found[0]
     assert taught == {0, read_layer(decoder.spec)} == {0, 1}
     with torch.no_grad():
         reading = read_dialogue(decoder, sample)
-        again = settings.sight_weight * sight.loss(reading.hidden_MD, sample.shown)
+        loss = {"sight": sight.loss, "clock": sight.clock_loss}[taught_by]
+        again = settings.sight_weight * loss(reading.hidden_MD, sample.shown)
         scores = answer_accuracy(decoder, [sample], sight=sight)
     assert float(again) < found[-1]
-    assert {"dense", "exists", "sees kind+action", "sees kind+colour", "sees shirt+action"} == set(scores)
+    seen = {"sees kind+action", "sees kind+colour", "sees shirt+action", "sees time"}
+    assert set(scores) == {"dense", "exists"} | seen
 
 
 def test_a_new_head_learns_to_read_before_the_decoder_learns_from_it() -> None:
@@ -352,11 +376,11 @@ def test_a_new_head_learns_to_read_before_the_decoder_learns_from_it() -> None:
     before = {name: weight.clone() for name, weight in model.language.state_dict().items()}
     sight = TokenReading(model.spec.language)
     with torch.no_grad():
-        first = float(dialogue_losses(model.language, sample, settings, sight)["sight"])
+        first = dialogue_losses(model.language, sample, settings, sight)
     settle_sight(sight, model.language, lambda step: [sample], steps=4, passes=20)
     with torch.no_grad():
-        last = float(dialogue_losses(model.language, sample, settings, sight)["sight"])
-    assert last < 0.5 * first
+        last = dialogue_losses(model.language, sample, settings, sight)
+    assert all(float(last[name]) < 0.5 * float(first[name]) for name in ("sight", "clock"))
     assert all(torch.equal(weight, before[name]) for name, weight in model.language.state_dict().items())
 
 

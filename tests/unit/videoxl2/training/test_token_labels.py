@@ -13,7 +13,7 @@ from videoxl2.model import VideoXL2
 from videoxl2.training.perception import SET_SIZE, action_outputs, set_weights, targets_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import CELL_ACTIONS
-from videoxl2.training.token_labels import TokenLabels, TokenReading, TokenTargets, choose_tokens
+from videoxl2.training.token_labels import TokenLabels, TokenReading, TokenTargets, choose_tokens, time_digits
 
 COMMON = {"none", "enter", "leave", "walk", "drive", "open"}
 
@@ -56,13 +56,16 @@ def test_cells_that_tokens_cannot_share_are_refused(recording: Recording) -> Non
 def test_all_that_is_shown_is_read_and_a_part_of_the_rest(recording: Recording) -> None:
     labels = TokenLabels.of(recording, 0, 8, 9)
     layout = TokenLayout.build([1, 2, 3], [[4, 5]] * 8, 9)
-    targets = choose_tokens(labels, layout, np.random.default_rng(0))
+    times_s = [2.0 + 4 * group for group in range(8)]
+    targets = choose_tokens(labels, layout, times_s, np.random.default_rng(0))
     sets_GPH = dense(labels, 8, 9)
     places = {span.time_end + p: (g, p) for g, span in enumerate(layout.spans) for p in range(9)}
     tokens = targets.token_S.tolist()
     assert len(set(tokens)) == len(tokens)
-    for token, set_H in zip(tokens, targets.set_SH.numpy(), strict=True):
+    for token, set_H, digit_N in zip(tokens, targets.set_SH.numpy(), targets.digit_SN.tolist(), strict=True):
         assert np.array_equal(set_H, sets_GPH[places[token]])
+        seconds = round(times_s[places[token][0]])
+        assert digit_N == [0, 0, *divmod(seconds, 10), 0, 0, *divmod(seconds, 10)]
     shows_S = targets.set_SH.any(dim=1)
     assert int(shows_S.sum()) == int(sets_GPH.any(axis=2).sum())
     assert 0 < int((~shows_S).sum()) < len(places) - int(shows_S.sum())
@@ -73,18 +76,19 @@ def test_rare_actions_weigh_more() -> None:
     first = action_outputs(())[0]
     walk, pick = first + CELL_ACTIONS.index("walk"), first + CELL_ACTIONS.index("pick")
     labels = TokenLabels(np.asarray([[0, 1, walk], [0, 2, pick]], np.int32))
-    targets = choose_tokens(labels, TokenLayout.build([1], [[4]], 4), np.random.default_rng(0))
+    targets = choose_tokens(labels, TokenLayout.build([1], [[4]], 4), [0.0], np.random.default_rng(0))
     by_token = dict(zip(targets.token_S.tolist(), targets.weight_S.tolist(), strict=True))
     assert by_token[2 + 2] == pytest.approx(3 * by_token[2 + 1])
     assert set(action_outputs(COMMON)) == set(action_outputs(())) - {first + CELL_ACTIONS.index(a) for a in COMMON}
 
 
-def test_the_loss_is_binary_cross_entropy_weighted_over_tokens_and_outputs() -> None:
+def test_losses_are_cross_entropy_weighted_over_tokens_and_outputs() -> None:
     spec = VideoXL2.from_pretrained("tiny").spec.language
     reading = TokenReading(spec)
     rng = np.random.default_rng(3)
     sets = torch.from_numpy(rng.random((3, SET_SIZE)) < 0.2)
-    targets = TokenTargets(torch.tensor([4, 0, 2]), sets, torch.tensor([0.5, 0.2, 0.3]))
+    digits = torch.from_numpy(time_digits([0.0, 59.6, 7384.0]))
+    targets = TokenTargets(torch.tensor([4, 0, 2]), sets, torch.tensor([0.5, 0.2, 0.3]), digits)
     hidden_MD = torch.from_numpy(rng.normal(size=(6, spec.width))).float()
     with torch.no_grad():
         reading.heads.weight.normal_(std=0.1)
@@ -92,3 +96,22 @@ def test_the_loss_is_binary_cross_entropy_weighted_over_tokens_and_outputs() -> 
         likely_SH = torch.where(sets, share_SH, 1 - share_SH)
         expected = -0.1 * (targets.weight_S.double()[:, None] * set_weights().double() * likely_SH.log()).sum()
         assert float(reading.loss(hidden_MD, targets)) == pytest.approx(float(expected), rel=1e-4)
+        reading.clock.weight.normal_(std=0.1)
+        likely_SNX = torch.softmax(reading.clock(hidden_MD[[4, 0, 2]]).double().view(3, 8, 10), dim=-1)
+        told_SN = likely_SNX.gather(2, digits[..., None])[..., 0].log()
+        expected = -(targets.weight_S.double()[:, None] * told_SN / 8).sum()
+        assert float(reading.clock_loss(hidden_MD, targets)) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("time_s", "digits"),
+    [
+        (0.0, [0, 0, 0, 0, 0, 0, 0, 0]),
+        (59.6, [0, 0, 6, 0, 0, 1, 0, 0]),
+        (256.0, [0, 2, 5, 6, 0, 4, 1, 6]),
+        (7384.0, [7, 3, 8, 4, 2, 3, 0, 4]),
+        (12345.4, [2, 3, 4, 5, 0, 5, 4, 5]),
+    ],
+)
+def test_a_time_is_told_in_seconds_and_in_minutes(time_s: float, digits: list[int]) -> None:
+    assert time_digits([time_s]).tolist() == [digits]
