@@ -11,6 +11,8 @@ G frame groups, P visual tokens per group, K KV heads, D width, Dh head width.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training import replicas
 from videoxl2.training.dialogues import (
+    GROUP_S,
     CachedClip,
     Stretch,
     StretchSettings,
@@ -43,13 +46,16 @@ _MOST_EVIDENCE = 0.6
 _LENGTHS_SEED = 11
 _TIME_WEIGHT = 3.0
 """How much an answer that is a time counts: its tokens share the weight of an answer, and most of them are digits."""
+_TIME = re.compile(r"(\d+):(\d\d)|(\d+)(?= (?:to \d+ )?seconds)")
+"""A time in a question: ``02:21``, or each of the numbers of "141 to 147 seconds"."""
 _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 """Levels of samples: the share of dense chunks is drawn from so far to so far, and how often none and the ends are."""
 
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """What samples look like. ``pooled`` is the share of samples in which half of the questions meet sparse chunks.
+    """What samples look like. ``pooled`` is the share of samples in which half of the questions meet sparse chunks,
+    ``late_start`` that of stretches that do not begin at zero.
 
     With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
     does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
@@ -62,6 +68,7 @@ class LanguageSettings:
     per_kind: int = 2
     priors: int = 0
     pooled: float = 0.0
+    late_start: float = 0.35
     skip: float = 0.5
     max_skip: int = 6000
     long_answer_weight: float = 0.5
@@ -70,7 +77,7 @@ class LanguageSettings:
 
     def stretches(self, length: int) -> StretchSettings:
         """How a stretch of ``length`` groups is cut."""
-        return StretchSettings((length,), labelled=self.sight_weight > 0)
+        return StretchSettings((length,), late_start=self.late_start, labelled=self.sight_weight > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +199,33 @@ def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: Language
     long = settings.long_answer_weight
     worth = {"describe": long, "events": long, "when": _TIME_WEIGHT}.get(item.kind, 1.0) / len(answer)
     looks = _looks(item, evidence_groups(stretch, item), answer, tokenizer)
+    named = _times_named(tokenizer, stretch, item.question)
     return _Spoken(
         [*suffix, *answer[:-1]],
         [-100] * before + answer,
         [0.0] * before + [worth] * len(answer),
-        [(before + place, look_G, share) for place, look_G, share in looks],
+        [
+            *((place, look_G, 1 / len(named)) for place, look_G in named),
+            *((before + place, look_G, share) for place, look_G, share in looks),
+        ],
     )
+
+
+def _times_named(tokenizer: Tokenizer, stretch: Stretch, question: str) -> list[tuple[int, np.ndarray]]:
+    """The last token of every time that a question names, and which frame group [G] is then; footage has gaps."""
+    starts_G = np.asarray(stretch.times_s)
+    suffix = tokenizer.prompt_parts(question)[1]
+    found = []
+    for match in _TIME.finditer(question):
+        minutes, seconds, whole = match.groups()
+        time_s = int(whole) if whole else 60 * int(minutes) + int(seconds)
+        look_G = (starts_G <= time_s) & (time_s < starts_G + GROUP_S)
+        if look_G.any():
+            # Digits are tokens of their own, so that the text up to one begins as the whole does.
+            begun = tokenizer.prompt_parts(question[: match.end()])[1]
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(suffix, begun, strict=False))
+            found.append((len(list(same)) - 1, look_G))
+    return found
 
 
 def _owners(spoken: Sequence[_Spoken]) -> Tensor:

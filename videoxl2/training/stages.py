@@ -63,9 +63,16 @@ DEFAULTS: Mapping[str, TrainSettings] = {
     "instruction": TrainSettings(steps=8_000, learning_rate=1e-3, optimizer="muon"),
 }
 LANGUAGE: Mapping[str, LanguageSettings] = {
-    "pretraining": LanguageSettings(groups=(1, 2, 3, 4, 6, 8, 12), grounding_weight=0.2, sight_weight=0.2, priors=100),
+    "pretraining": LanguageSettings(
+        groups=(1, 2, 3, 4, 6, 8, 12),
+        per_kind=6,
+        late_start=0.6,
+        grounding_weight=0.2,
+        sight_weight=0.2,
+        priors=100,
+    ),
     "instruction": LanguageSettings(
-        groups=(8, 15, 30, 75, 75, 150, 150, 150),
+        groups=(8, 15, 15, 30, 75, 75, 150, 150),
         samples=3,
         questions=22,
         per_kind=10,

@@ -397,6 +397,35 @@ def test_stretches_tell_what_their_tokens_show_only_where_that_is_taught(tokeniz
     assert np.array_equal(stretch.labels.row_R3[:, 1:], np.concatenate(parts)[:, 1:])
 
 
+@pytest.mark.parametrize(
+    ("question", "named"),
+    [
+        ("When?\nA. 13 to 21 seconds\nB. 0 to 4 seconds", [("13", 3), ("21", 5), ("0", 0), ("4", 1)]),
+        ("When?\nA. 00:13 to 00:21\nB. 00:44 to 59:59", [("00:13", 3), ("00:21", 5), ("00:44", 11)]),
+        ("How many people are there at 17 seconds?", [("17", 4)]),
+        ("Is there a dog in 3 places of camera 5 at 480 seconds?", []),
+    ],
+)
+def test_where_a_question_names_a_time_its_group_is_looked_at(question: str, named: list[tuple[str, int]]) -> None:
+    model = tiny_model()
+    stretch = street_with_a_runner(12, model.spec.language)
+    item = QA("count", question, "2", (), None, ())
+    sample = make_dialogue(model.tokenizer, stretch, [item], LanguageSettings(skip=0.0), np.random.default_rng(0))
+    (asking,) = sample.askings
+    found = []
+    for token, evidence_C in zip(asking.ask_E.tolist(), asking.evidence_EC, strict=True):
+        said = model.tokenizer.decode(sample.token_T[: token + 1].tolist())
+        (group,) = [
+            number
+            for number, span in enumerate(sample.layout.spans)
+            if torch.nonzero(evidence_C)[:, 0].tolist() == list(range(span.start, span.end))
+        ]
+        found.append((said, group))
+    assert [group for _, group in found] == [group for _, group in named]
+    assert all(said.endswith(time) for (said, _), (time, _) in zip(found, named, strict=True))
+    assert not named or float(asking.look_E.sum()) == pytest.approx(1.0)
+
+
 def test_nobody_is_told_where_to_look_for_what_is_not_there() -> None:
     model = tiny_model()
     item = QA("exists", "Is there a dog?", "no", (), None, ())
