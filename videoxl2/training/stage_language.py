@@ -97,18 +97,25 @@ def train_language(
     settings: TrainSettings,
     language: LanguageSettings,
     *,
+    sight: TokenReading | None = None,
     validate_every: int = 200,
     on_step: Callable[[int, float], None] | None = None,
 ) -> int:
-    """Run or continue a language stage on cached clips of the splits ``train`` and ``validation``; gives the steps."""
+    """Run or continue a language stage on cached clips of the splits ``train`` and ``validation``; gives the steps.
+
+    ``sight`` is the head that the stage before has taught; a new one learns to read before the decoder learns from it.
+    """
     torch.manual_seed(settings.seed)
     priors = answer_priors(clips["train"], language, settings.seed)
     feed = DialogueFeed(clips["train"], tokenizer, language, settings.seed, priors=priors)
     asked = DialogueFeed(clips["validation"], tokenizer, language, _CHECK_SEED, priors=priors)
     checks = [sample for i in range(min(10, len(clips["validation"]))) for sample in asked.make(i)]
-    sight = TokenReading(decoder.spec).to(decoder.device) if language.sight_weight > 0 else None
-    if sight is not None and not (folder / "state.pt").exists():
-        settle_sight(sight, decoder, feed.get)
+    if language.sight_weight == 0:
+        sight = None
+    elif sight is None:
+        sight = TokenReading(decoder.spec).to(decoder.device)
+        if not (folder / "state.pt").exists():
+            settle_sight(sight, decoder, feed.get)
 
     def losses_at(step: int) -> Mapping[str, Tensor]:
         samples = feed.get(step)

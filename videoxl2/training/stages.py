@@ -54,7 +54,8 @@ from videoxl2.training.stage_perception import (
     train_perception,
 )
 from videoxl2.training.stage_search import search_modules, train_search
-from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplotlib
+from videoxl2.training.token_labels import TokenReading
+from videoxl2.training.trainer import TrainSettings, load_modules, plot_losses, require_matplotlib
 
 DEFAULTS: Mapping[str, TrainSettings] = {
     "perception": TrainSettings(steps=12_000, learning_rate=2e-3, optimizer="muon"),
@@ -290,7 +291,20 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
         slow = device.type == "cpu" and "training from pixels on a CPU is slow; a GPU is what it is made for"
         return _finish(run, stage, device, [*([slow] if slow else []), *_seed_notices(run, settings.seed)])
     clips = _cached_clips(run)
-    train_language(run.path(stage), model.language, clips, run.tokenizer, settings, language, on_step=on_step)
+    sight = TokenReading(model.spec.language)
+    taught = stage == "instruction" and run.has("pretraining")
+    if taught:
+        load_modules(run.path("pretraining"), {"sight": sight})
+    train_language(
+        run.path(stage),
+        model.language,
+        clips,
+        run.tokenizer,
+        settings,
+        language,
+        sight=sight.to(device) if taught else None,
+        on_step=on_step,
+    )
     return _finish(run, stage, device, _seed_notices(run, settings.seed))
 
 

@@ -17,6 +17,7 @@ from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
 from videoxl2.tokenizer import Tokenizer
+from videoxl2.training import stage_language
 from videoxl2.training.dialogue_attention import grounded_layers, read_dialogue
 from videoxl2.training.dialogues import (
     CachedClip,
@@ -35,6 +36,7 @@ from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, settle_sight
 from videoxl2.training.token_labels import TokenLabels, TokenReading, read_layer
+from videoxl2.training.trainer import TrainSettings
 
 QUESTIONS = [
     QA("exists", "Is there a red car?", "yes", (), None, ()),
@@ -382,6 +384,26 @@ def test_a_new_head_learns_to_read_before_the_decoder_learns_from_it() -> None:
         last = dialogue_losses(model.language, sample, settings, sight)
     assert all(float(last[name]) < 0.5 * float(first[name]) for name in ("sight", "clock"))
     assert all(torch.equal(weight, before[name]) for name, weight in model.language.state_dict().items())
+
+
+def test_a_head_that_the_stage_before_taught_goes_on_and_only_a_new_one_settles(
+    tokenizer: Tokenizer, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recordings = [Recording.load(path).without_pictures() for path in sorted((clips / "train").glob("*.npz"))]
+    cached = [CachedClip(item, item.scene(), 1, np.zeros((14, 4, 32), np.float16)) for item in recordings]
+    decoder = tiny_model().language
+    settled: list[TokenReading] = []
+    trained: list[dict[str, torch.nn.Module]] = []
+    monkeypatch.setattr(stage_language, "settle_sight", lambda sight, *_: settled.append(sight))
+    monkeypatch.setattr(stage_language, "fit", lambda folder, modules, *_, **__: trained.append(modules) or 1)
+    taught = TokenReading(decoder.spec)
+    for sight, weight in ((None, 1.0), (taught, 1.0), (None, 0.0), (taught, 0.0)):
+        settings = LanguageSettings(groups=(5,), samples=1, questions=3, sight_weight=weight)
+        train = TrainSettings(steps=1, learning_rate=1e-3)
+        split = {"train": cached, "validation": cached}
+        stage_language.train_language(tmp_path, decoder, split, tokenizer, train, settings, sight=sight)
+    assert [sorted(modules) for modules in trained] == [["language", "sight"]] * 2 + [["language"]] * 2
+    assert settled == [trained[0]["sight"]] and trained[1]["sight"] is taught
 
 
 def test_stretches_tell_what_their_tokens_show_only_where_that_is_taught(tokenizer: Tokenizer, clips: Path) -> None:
