@@ -139,8 +139,9 @@ class QuerySettings(BaseModel):
     max_new_tokens: int = Field(64, ge=1, le=4096, description="longest answer in tokens")
     option_orders: bool = Field(
         True,
-        description="ask a question with lettered options in every cyclic order of them over the same KV, so that an "
-        "option's letter and place decide nothing",
+        description="ask a question with lettered options in every cyclic order of them over the same KV, and one "
+        "whose options are times without these for the likeliest of them, so that an option's letter and place decide "
+        "nothing",
     )
     layer_bands: int = Field(
         4,

@@ -444,5 +444,6 @@ class GenerationSettings(_Settings):
     seed: int = Field(default=0, ge=0, description="Seed of sampling; without effect at temperature 0.")
     option_orders: bool = Field(
         default=False,
-        description="Ask a question with lettered options in every cyclic order of them (at temperature 0).",
+        description="Ask a question with lettered options in every cyclic order of them, and one whose options are "
+        "times for the likeliest of these (at temperature 0).",
     )

@@ -5,6 +5,10 @@ Robust Multiple Choice Selectors"). Their cyclic permutation is what is done her
 O times, each time every option stands at another place, and the mean of an option's log probabilities among the letters
 decides. The published evaluation of Video-XL-2 asks once (``GenerationSettings.option_orders`` is off by default).
 
+Options that are times are harder to compare than to say: each is a place to look at. So such a question is asked
+without them, and the option decides that is the likeliest answer: the cloze of Robinson et al. 2023, "Leveraging Large
+Language Models for Multiple Choice Question Answering". It knows no order either.
+
 Shapes: O options, and as many orders; V vocabulary.
 """
 
@@ -48,6 +52,39 @@ def best_option(logits_OV: Tensor, letter_ids: Sequence[int]) -> int:
     return int(sum(by_option_OO[1:], by_option_OO[0]).argmax())
 
 
+class _Saying:
+    """Says the tokens that it is given, one after another, and sums their log probabilities in ``score``."""
+
+    DONE = -1
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = iter(ids)
+        self.score = 0.0
+
+    def __call__(self, logits_V: Tensor) -> int:
+        """The next token, ``DONE`` after the last one."""
+        token = next(self._ids, self.DONE)
+        if token != self.DONE:
+            self.score += float(logits_V.float().log_softmax(dim=-1)[token])
+        return token
+
+
+def likeliest_answer(model: AnsweringModel, cache: KVCache, question: str, answers: Sequence[str]) -> int:
+    """Which of the answers is the likeliest after the question; all are said at once.
+
+    Afterwards the cache is as before. Raises ``ContextOverflow``.
+    """
+    suffix_ids = model.tokenizer.prompt_parts(question)[1]
+    ids = [model.tokenizer.encode(answer) for answer in answers]
+    said = [_Saying(tokens) for tokens in ids]
+    steps = generate_batch(
+        model, cache, [suffix_ids] * len(ids), max(map(len, ids)), (_Saying.DONE,), choices=list(said)
+    )
+    for _ in steps:
+        pass
+    return max(range(len(said)), key=lambda number: said[number].score)
+
+
 class SaidFirst:
     """Chooses a token that is settled already, and the likeliest ones after it."""
 
@@ -61,7 +98,8 @@ class SaidFirst:
 
 
 def settled_letter(model: AnsweringModel, cache: KVCache, question: str) -> int | None:
-    """The token of the option's letter that all orders together choose; afterwards the cache is as before.
+    """The token of the option's letter that all orders together choose, or of the time that is the likeliest answer;
+    afterwards the cache is as before.
 
     None where the question has no options that can change places, or the model answers it with something else than
     one of their letters. Raises ``ContextOverflow``.
@@ -106,11 +144,13 @@ def _settle(model: AnsweringModel, cache: KVCache, asked: OptionQuestion, logits
     known = [] if logits_V is None else [logits_V]
     if known and likeliest(known[0]) not in letter_ids:
         return None
-    suffixes = [
-        model.tokenizer.prompt_parts(asked.shifted(shift))[1] for shift in range(len(known), len(asked.options))
-    ]
+    openly = asked.asked_openly
+    orders = len(asked.options) if openly is None else 1
+    suffixes = [model.tokenizer.prompt_parts(asked.shifted(shift))[1] for shift in range(len(known), orders)]
     steps = generate_batch(model, cache, suffixes, 1, keep_logits=True)
     found = [*known, *(step.logits_V for _, step in steps if step.logits_V is not None)]
     if likeliest(found[0]) not in letter_ids:
         return None
+    if openly is not None:
+        return letter_ids[likeliest_answer(model, cache, openly, asked.options)]
     return letter_ids[best_option(torch.stack(found), letter_ids)]

@@ -10,6 +10,12 @@ MOST_OPTIONS = 8
 OPTION_MARK = re.compile(r"^\(?([A-Za-z])[.):]\s+")
 """What stands before an option: ``A. ``, ``(A) ``, ``a) ``, ``A: ``."""
 
+_TIMES = {
+    "Answer in seconds.": re.compile(r"(?:\d+ to )?\d+ seconds"),
+    "Answer with minutes and seconds.": re.compile(r"(?:\d+:\d\d to )?\d+:\d\d"),
+}
+"""Options that are times, by what asks for an answer of their form."""
+
 _NAMES_A_PLACE = re.compile(r"\b(?:above|below|previous|following|preceding)\b|\b[A-Z] (?:and|or|&) [A-Z]\b")
 
 
@@ -44,6 +50,15 @@ class OptionQuestion:
         if not all(options) or any(_NAMES_A_PLACE.search(option) for option in options):
             return None
         return cls(lines, numbers[0], marks, letters, options)
+
+    @property
+    def asked_openly(self) -> str | None:
+        """The question without its options, as one asks for a time; None unless all options are times of one form."""
+        stem = "\n".join(self.lines[: self.first]).rstrip()
+        for hint, form in _TIMES.items():
+            if stem and all(form.fullmatch(option) for option in self.options):
+                return f"{stem} {hint}"
+        return None
 
     def shifted(self, shift: int) -> str:
         """The question with option ``(place + shift) % O`` at every place; by 0 it is as it was asked."""

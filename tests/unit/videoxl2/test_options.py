@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from videoxl2.config import GenerationSettings
 from videoxl2.decode import generate
 from videoxl2.model import VideoXL2
-from videoxl2.option_orders import best_option, generate_in_orders, settled_letter
+from videoxl2.option_orders import best_option, generate_in_orders, likeliest_answer, settled_letter
 from videoxl2.options import OptionQuestion
 from videoxl2.prefill import PrefillResult
 
@@ -18,6 +18,7 @@ QUESTION = "Which of these happens?\nA. a person falls\nB. a dog runs\nC. a red 
 OTHERS = [
     "What does the person in a red shirt do?\nA. walks\nB. falls down\nC. runs\nD. drops a bag",
     "What colour is the car?\nA. red\nB. blue\nC. white\nD. black",
+    "When does a person run?\nA. 4 to 9 seconds\nB. 31 to 36 seconds\nC. 18 to 23 seconds\nD. 12 to 17 seconds",
     "Who stops?\nA. a person in a green shirt\nB. a person in a black shirt\nC. a person in a blue shirt\nD. a dog",
 ]
 OPEN = "What happens at the gate?"
@@ -84,6 +85,8 @@ def best_by_hand(model: VideoXL2, prefill: PrefillResult, question: str) -> str:
     """The text of the option that asking each order alone, over a cache of its own, makes the likeliest."""
     asked = OptionQuestion.read(question)
     assert asked is not None
+    if asked.asked_openly is not None:
+        return max(asked.options, key=lambda option: said_by_hand(model, prefill, str(asked.asked_openly), option))
     letters = [model.tokenizer.encode(letter)[0] for letter in asked.letters]
     scores = dict.fromkeys(asked.options, 0.0)
     for shift in range(len(asked.options)):
@@ -95,6 +98,50 @@ def best_by_hand(model: VideoXL2, prefill: PrefillResult, question: str) -> str:
         for option, score in zip(moved.options, step.logits_V[letters].log_softmax(dim=0).tolist(), strict=True):
             scores[option] += score
     return max(scores, key=lambda option: scores[option])
+
+
+def said_by_hand(model: VideoXL2, prefill: PrefillResult, question: str, option: str) -> float:
+    """The log probability of an answer, its tokens given one after another after the question."""
+    suffix, total = model.tokenizer.prompt_parts(question)[1], 0.0
+    for number, token in enumerate(ids := model.tokenizer.encode(option)):
+        (step,) = generate(model, model.assemble(prefill.chunks), [*suffix, *ids[:number]], 1, keep_logits=True)
+        assert step.logits_V is not None
+        total += float(step.logits_V.log_softmax(dim=0)[token])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (("4 to 9 seconds", "141 to 147 seconds"), "Answer in seconds."),
+        (("9 seconds", "141 to 147 seconds"), "Answer in seconds."),
+        (("00:04 to 00:09", "02:21 to 02:27", "02:40"), "Answer with minutes and seconds."),
+        (("4 to 9 seconds", "02:21 to 02:27"), None),
+        (("4 to 9 seconds", "never"), None),
+        (("4", "9"), None),
+        (("for 4 to 9 seconds", "for 8 to 12 seconds"), None),
+    ],
+)
+def test_options_that_are_times_are_asked_for_openly(options: tuple[str, ...], hint: str | None) -> None:
+    lines = [f"{letter}. {option}" for letter, option in zip("ABC", options, strict=False)]
+    asked = OptionQuestion.read("\n".join(["At the gate,", "when does it run?", *lines, "Answer with the letter."]))
+    assert asked is not None
+    assert asked.asked_openly == (None if hint is None else f"At the gate,\nwhen does it run? {hint}")
+    bare = OptionQuestion.read("\n".join(lines))
+    assert bare is not None and bare.asked_openly is None
+
+
+def test_the_likeliest_answer_is_found_over_a_cache_that_stays_as_it_was(
+    tiny_model: VideoXL2, tiny_prefill: PrefillResult
+) -> None:
+    answers = ["0 to 3 seconds", "00:01 to 00:05", "a person", "12 to 17 seconds", "no"]
+    cache = tiny_model.assemble(tiny_prefill.chunks)
+    before = cache.length
+    for question in ("When does a person run? Answer in seconds.", "Is there a dog?"):
+        scores = [said_by_hand(tiny_model, tiny_prefill, question, one) for one in answers]
+        found = likeliest_answer(tiny_model, cache, question, answers)
+        assert scores[found] == pytest.approx(max(scores), abs=1e-3)
+        assert cache.length == before
 
 
 def answer(model: VideoXL2, prefill: PrefillResult, question: str, *, over: str = "assembly") -> str:
