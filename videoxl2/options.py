@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_OPTIONS = 8
 OPTION_MARK = re.compile(r"^\(?([A-Za-z])[.):]\s+")
 """What stands before an option: ``A. ``, ``(A) ``, ``a) ``, ``A: ``."""
 
+SECONDS_HINT = "Answer in seconds."
+CLOCK_HINT = "Answer with minutes and seconds."
+"""What asks for a time of one form or the other; the training of ``tiny`` asks so too."""
+
 _TIMES = {
-    "Answer in seconds.": re.compile(r"(?:\d+ to )?\d+ seconds"),
-    "Answer with minutes and seconds.": re.compile(r"(?:\d+:\d\d to )?\d+:\d\d"),
+    SECONDS_HINT: re.compile(r"(?:\d+ to )?\d+ seconds"),
+    CLOCK_HINT: re.compile(r"(?:\d+:\d\d to )?\d+:\d\d"),
 }
-"""Options that are times, by what asks for an answer of their form."""
 
 _NAMES_A_PLACE = re.compile(r"\b(?:above|below|previous|following|preceding)\b|\b[A-Z] (?:and|or|&) [A-Z]\b")
+
+
+def time_hint(options: Sequence[str]) -> str | None:
+    """What asks for an answer of the options' form where all of them are times of one form, else None."""
+    if not options:
+        return None
+    return next((hint for hint, form in _TIMES.items() if all(map(form.fullmatch, options))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +66,8 @@ class OptionQuestion:
     def asked_openly(self) -> str | None:
         """The question without its options, as one asks for a time; None unless all options are times of one form."""
         stem = "\n".join(self.lines[: self.first]).rstrip()
-        for hint, form in _TIMES.items():
-            if stem and all(form.fullmatch(option) for option in self.options):
-                return f"{stem} {hint}"
-        return None
+        hint = time_hint(self.options)
+        return f"{stem} {hint}" if stem and hint else None
 
     def shifted(self, shift: int) -> str:
         """The question with option ``(place + shift) % O`` at every place; by 0 it is as it was asked."""

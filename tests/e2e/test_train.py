@@ -79,6 +79,8 @@ def test_all_stages_one_after_the_other(tmp_path: Path) -> None:
         assert train(run, stage, "--steps", "2")["steps"] == 2  # done: nothing more happens
         assert [row["step"] for row in read_log(run / stage)] == [2]
         assert (run / stage / "loss.png").stat().st_size > 1000
+    before, after = (sight_of(run / stage) for stage in ("pretraining", "instruction"))
+    assert 0 < float((after - before).abs().max()) < 0.05, "the head that reads what tokens show was taught anew"
     other = call("train", "--stage", "pretraining", "--folder", run, "--device", "cpu", "--steps", "5")
     assert other.code == 2 and "other steps" in other.error_line
 
@@ -97,6 +99,13 @@ def test_all_stages_one_after_the_other(tmp_path: Path) -> None:
     note.write_text(json.dumps({**json.loads(note.read_text()), "perception": "another"}))
     stale = call("train", "--stage", "export", "--folder", run)
     assert stale.code == 2 and "search was made with another perception" in stale.error_line
+
+
+def sight_of(folder: Path) -> Any:
+    """The bias of the head that reads what tokens show, as a language stage left it."""
+    import torch
+
+    return torch.load(folder / "state.pt", weights_only=True)["modules"]["sight"]["heads.bias"]
 
 
 def the_checkpoint_works(checkpoint: Path, config: Path) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from videoxl2.options import CLOCK_HINT, SECONDS_HINT
 from videoxl2.training.asker import MINOR_ACTIONS, Asker, base_of, first_made, who_does
 from videoxl2.training.claims import PERSON_ACTIONS, Claim
 from videoxl2.training.facts import EventFact, Facts, Interval, ObjectFact
 from videoxl2.training.qa import QA
 from videoxl2.training.wording import (
-    CLOCK_HINT,
     NOTHING,
     NOUNS,
-    SECONDS_HINT,
     VERBS,
     article,
     colour_of,

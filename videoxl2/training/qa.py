@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from videoxl2.options import time_hint
 from videoxl2.training.facts import Interval
 from videoxl2.training.scene import COLOURS
 
@@ -45,12 +45,9 @@ class QA:
         return asdict(self)
 
 
-_SPAN = re.compile(r"\d+ to \d+ seconds|\d+:\d\d to \d+:\d\d")
-
-
 def offers_times(item: QA) -> bool:
     """Whether the options are times."""
-    return bool(item.options) and all(_SPAN.fullmatch(option) for option in item.options)
+    return time_hint(item.options) is not None
 
 
 def blind_baseline(questions: Sequence[QA]) -> dict[str, float]:

@@ -166,11 +166,12 @@ def answer_accuracy(
             digits.append((read_SN == dialogue.shown.digit_SN).flatten())
         is_right_A = reading.logits_AV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
         owners_A = dialogue.owner_T[is_answer]
-        for owner, (kind, is_pooled) in enumerate(zip(dialogue.kinds, dialogue.is_pooled, strict=True)):
+        asked = zip(dialogue.kinds, dialogue.is_pooled, dialogue.times_offered, strict=True)
+        for owner, (kind, is_pooled, offers_times) in enumerate(asked):
             mine = is_right_A[owners_A == owner].float()
             right = float(mine.mean() if kind == "when" else mine.min())
             rights.setdefault(kind, []).append(right)
-            if dialogue.times_offered[owner]:
+            if offers_times:
                 rights.setdefault("choice of times", []).append(right)
             by_level.setdefault("pooled" if is_pooled else "dense", []).append(right)
     shares = {kind: sum(right) / len(right) for kind, right in (*sorted(rights.items()), *sorted(by_level.items()))}

@@ -55,7 +55,7 @@ from videoxl2.training.stage_perception import (
 )
 from videoxl2.training.stage_search import search_modules, train_search
 from videoxl2.training.token_labels import TokenReading
-from videoxl2.training.trainer import TrainSettings, load_modules, plot_losses, require_matplotlib
+from videoxl2.training.trainer import TrainSettings, plot_losses, require_matplotlib
 
 DEFAULTS: Mapping[str, TrainSettings] = {
     "perception": TrainSettings(steps=12_000, learning_rate=2e-3, optimizer="muon"),
@@ -270,8 +270,12 @@ def _instruction(run: Run, options: StageOptions, observe: Observer) -> StageRep
 def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) -> StageReport:
     device, settings = _device(options), _settings(stage, options)
     model, _ = run.models(device, settings.seed)
+    sight: TokenReading | None = None
     if stage == "instruction":
-        run.load("pretraining", {"language": model.language})
+        taught: dict[str, torch.nn.Module] = {"language": model.language}
+        if run.has("pretraining"):
+            taught["sight"] = sight = TokenReading(model.spec.language).to(device)
+        run.load("pretraining", taught)
     language, on_step = LANGUAGE[stage], _on_step(settings, observe)
     if options.unfreeze:
         parts_of(model, options.unfreeze)
@@ -291,19 +295,8 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
         slow = device.type == "cpu" and "training from pixels on a CPU is slow; a GPU is what it is made for"
         return _finish(run, stage, device, [*([slow] if slow else []), *_seed_notices(run, settings.seed)])
     clips = _cached_clips(run)
-    sight = TokenReading(model.spec.language)
-    taught = stage == "instruction" and run.has("pretraining")
-    if taught:
-        load_modules(run.path("pretraining"), {"sight": sight})
     train_language(
-        run.path(stage),
-        model.language,
-        clips,
-        run.tokenizer,
-        settings,
-        language,
-        sight=sight.to(device) if taught else None,
-        on_step=on_step,
+        run.path(stage), model.language, clips, run.tokenizer, settings, language, sight=sight, on_step=on_step
     )
     return _finish(run, stage, device, _seed_notices(run, settings.seed))
 

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from videoxl2.options import CLOCK_HINT, SECONDS_HINT
 from videoxl2.training.captions import captions_of, frame_caption
 from videoxl2.training.facts import script_facts
 from videoxl2.training.queries import search_queries
@@ -17,13 +18,11 @@ from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 from videoxl2.training.scene import COLOURS
 from videoxl2.training.splits import Split
 from videoxl2.training.wording import (
-    CLOCK_HINT,
     DEPTHS,
     LETTERS,
     NOTHING,
     NOUNS,
     PATTERNS,
-    SECONDS_HINT,
     SIDES,
     TARGET_NOUN,
     VERBS,

@@ -148,5 +148,3 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     "who_does": ("Who {verb}?",),
     "choice_which": ("Which of these happens?", "What can be seen in the video?"),
 }
-SECONDS_HINT = "Answer in seconds."
-CLOCK_HINT = "Answer with minutes and seconds."
