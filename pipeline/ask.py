@@ -28,6 +28,7 @@ from pipeline.query import interval_fields
 from pipeline.question_hits import question_hits
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
+from videoxl2.headers import header_text
 from videoxl2.options import MOST_OPTIONS
 
 if TYPE_CHECKING:
@@ -266,18 +267,12 @@ def context_pieces(
     previous: str | None = None
     for chunk in plan:
         if needs_headers and chunk.row["video_id"] != previous:
-            pieces.append(HeaderIds(tuple(tokenizer.encode(header_text(videos[chunk.row["video_id"]]))[:_HEADER_ROOM])))
             previous = chunk.row["video_id"]
+            video = videos[previous]
+            text = header_text(video.camera, video.title, video.start_time)
+            pieces.append(HeaderIds(tuple(tokenizer.encode(text)[:_HEADER_ROOM])))
         pieces.append(loaded.chunks[chunk.row["chunk_id"]])
     return pieces
-
-
-def header_text(video: VideoRow) -> str:
-    """What is said between pieces of different videos: camera or title, and the wall-clock start of its time 0."""
-    name = f"Camera {video.camera}" if video.camera is not None else f"Video {video.title}"
-    start = video.start_time
-    when = f", starts {start:%Y-%m-%d %H:%M:%S} UTC" if start is not None else ""
-    return f"\n{name}{when}:\n"
 
 
 def _citations(

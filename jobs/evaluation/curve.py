@@ -29,7 +29,7 @@ def curve_tasks(items: Sequence[Question], uri: str) -> list[dict[str, Any]]:
             "id": task_id(item, dense_share),
             "kind": "ask",
             "question": item.question,
-            "video": uri,
+            "videos": [uri],
             "levels": {"dense_share": dense_share, "dense_first_last": False, "max_dense_chunks": _NO_CAP},
         }
         for item in items

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.evaluation import twice
+from jobs.evaluation import among, twice
 from jobs.evaluation.answers import CHECKABLE, is_right, time_error_s
 from jobs.evaluation.curve import curve
 from jobs.evaluation.needle import is_answered
@@ -79,6 +79,7 @@ def document(run: Run) -> dict[str, Any]:
             },
             "bilevel_curve": curve(checkable),
             "segments_vs_whole": segments_vs_whole(run),
+            "among_videos": among.figures_among(run.questions),
             "by_kind": by_kind(run),
             "by_minutes": _grouped(checkable, lambda item: _length_name(item.question.video_s)),
             "by_action": _grouped(checkable, lambda item: item.question.action or "(no action)"),

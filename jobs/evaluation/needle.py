@@ -54,7 +54,7 @@ def needle_tasks(video: NeedleVideo, uri: str) -> list[dict[str, Any]]:
     tasks: list[dict[str, Any]] = []
     for number, needle in enumerate(video.needles):
         name = video.item_id(number)
-        tasks.append({"id": f"{name}:ask", "kind": "ask", "question": needle.question, "video": uri})
+        tasks.append({"id": f"{name}:ask", "kind": "ask", "question": needle.question, "videos": [uri]})
         tasks.append(
             {"id": f"{name}:search", "kind": "search", "text": needle.query, "camera": None, "video": uri, "limit": TOP}
         )

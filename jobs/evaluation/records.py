@@ -50,7 +50,8 @@ class ShareAnswer:
 class AskedQuestion:
     """A question with its answers by column, and what ``ask`` read: bytes of KV of all that the video has stored.
 
-    ``by_share`` has the answers of the bi-level curve by dense share, where they were asked for.
+    ``by_share`` has the answers of the bi-level curve by dense share, ``among_answer`` what is answered over several
+    videos at once, where they were asked for.
     """
 
     question: Question
@@ -60,6 +61,7 @@ class AskedQuestion:
     num_segments: int
     first_token_s: float = 0.0
     by_share: Mapping[str, ShareAnswer] = field(default_factory=dict)
+    among_answer: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

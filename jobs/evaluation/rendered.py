@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.evaluation import among
 from jobs.evaluation.answers import CHECKABLE
 from jobs.evaluation.asking import AskingProcess
 from jobs.evaluation.columns import (
@@ -134,7 +135,7 @@ def _run_plan(plan: RenderedPlan, work: Path) -> Run:
             notes.append(f"{len(searches)} searches instead of {wanted}: the footage gives no more rare moments")
     with clock.stage("index"):
         index(work / "footage", work / "archive", plan.model)
-    asked, found = _ask_archive(work, clock, facts, cameras, questions, searches)
+    asked, found = _ask_archive(work, clock, facts, cameras, questions, searches, plan.seed)
     needles = _needle_test(haystacks, plan.model, work, clock, notes) if haystacks else []
     if not haystacks:
         notes.append("needle_retrieval, needle_answer: the needle test was switched off")
@@ -225,6 +226,7 @@ def _ask_archive(
     cameras: Mapping[str, str],
     questions: Sequence[Question],
     searches: Sequence[Search],
+    seed: int,
 ) -> tuple[list[AskedQuestion], list[AskedSearch]]:
     """Questions and searches by the other process; the columns of comparison here, meanwhile."""
     from pipeline.decode_worker import DecodeWorker
@@ -233,7 +235,7 @@ def _ask_archive(
     uris = {videos[key].uri: key for key in facts}
     by_video = {key: [item for item in questions if item.video == key] for key in facts}
     tasks: list[dict[str, Any]] = [
-        {"id": item.item_id, "kind": "ask", "question": item.question, "video": videos[key].uri}
+        {"id": item.item_id, "kind": "ask", "question": item.question, "videos": [videos[key].uri]}
         for key, items in by_video.items()
         for item in items
     ]
@@ -248,6 +250,10 @@ def _ask_archive(
         }
         for item in searches
     ]
+    kinds = {key: known.camera_kind for key, known in facts.items()}
+    uris_of = {key: video.uri for key, video in videos.items()}
+    tasks_among = among.tasks_among(questions, kinds, uris_of, seed)
+    tasks += tasks_among
     # Last, since the columns below are computed meanwhile and wait for the answers above.
     tasks += [task for key, items in by_video.items() for task in curve_tasks(items, videos[key].uri)]
     asked: list[AskedQuestion] = []
@@ -290,7 +296,15 @@ def _ask_archive(
             moments = process.result(search.item_id)["moments"]
             spans: tuple[Span, ...] = tuple((uris[m["uri"]], m["start_s"], m["end_s"]) for m in moments)
             found.append(AskedSearch(search, spans, chance_of(search, facts, cameras)))
-        asked = [replace(item, by_share=_share_answers(process, item.question)) for item in asked]
+        answers_among = {task["id"]: process.result(task["id"])["answer"] for task in tasks_among}
+        asked = [
+            replace(
+                item,
+                by_share=_share_answers(process, item.question),
+                among_answer=answers_among.get(among.task_id(item.question)),
+            )
+            for item in asked
+        ]
     return sorted(asked, key=lambda item: item.question.item_id), found
 
 
@@ -372,7 +386,7 @@ def _ask_long(
     """Answers by question and way, and the number of segments of each video in this archive."""
     reader, videos = open_reader(archive)
     tasks = [
-        {"id": item.item_id, "kind": "ask", "question": item.question, "video": videos[item.video].uri}
+        {"id": item.item_id, "kind": "ask", "question": item.question, "videos": [videos[item.video].uri]}
         for item in questions
     ]
     found: dict[str, dict[str, str]] = {}

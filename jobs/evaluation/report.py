@@ -99,6 +99,16 @@ def to_markdown(results: Mapping[str, Any], pictures: Sequence[str] = (), prefix
             ),
             "",
         ]
+    among = results["among_videos"]
+    if among["right"]["n"]:
+        lines += [
+            "| naming a camera | n | of three videos at once | of its video alone | less | 95 % interval |",
+            "|---|---|---|---|---|---|",
+            f"| `ask` | {among['right']['n']} | {figure(among['right']['value'])} | {figure(among['alone']['value'])} "
+            f"| {figure(among['difference']['value'])} "
+            f"| {figure(among['difference']['low'])} to {figure(among['difference']['high'])} |",
+            "",
+        ]
     if results["bilevel_curve"]:
         lines += [
             "| bi-level, share of chunks dense | n | right | less all dense | 95 % interval | bytes read of dense KV |",

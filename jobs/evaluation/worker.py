@@ -2,7 +2,7 @@
 
     python -m jobs.evaluation.worker ARCHIVE TASKS
 
-``TASKS`` is a file of JSON lines: ``{"id", "kind": "ask", "question", "video"}`` or ``{"id", "kind": "search", "text",
+``TASKS`` is a file of JSON lines: ``{"id", "kind": "ask", "question", "videos"}`` or ``{"id", "kind": "search", "text",
 "camera", "video", "limit"}``. ``levels`` in a task changes those settings of ``ingest.levels`` for it. For each task a
 JSON line is printed: ``{"id", "result"}`` with the SDK's own dictionary. Nothing is caught: an error ends the process
 with a traceback, and the parent says so.
@@ -47,7 +47,7 @@ def perform(archive: Any, task: dict[str, Any]) -> dict[str, Any]:
     if task.get("levels"):
         archive = archive.under(with_levels(archive.settings, task["levels"]))
     if task["kind"] == "ask":
-        answer: dict[str, Any] = archive.ask(task["question"], videos=[task["video"]], reuse="reload").to_dict()
+        answer: dict[str, Any] = archive.ask(task["question"], videos=task["videos"], reuse="reload").to_dict()
         return answer
     query = archive.search(task["text"]).limit(task["limit"])
     if task["camera"] is not None:

@@ -110,7 +110,11 @@ def test_what_was_kept(kept: tuple[Done, Path]) -> None:
     assert len(list((work / "footage").rglob("*.mp4"))) == 2 and (work / "archive" / "archive.json").is_file()
     tasks = [json.loads(line) for line in (work / "archive-tasks.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [task["kind"] for task in tasks][:8] == ["ask"] * 6 + ["search"] * 2
-    assert all(task["levels"]["dense_share"] in DENSE_SHARES for task in tasks[8:])
+    among, curve = [task for task in tasks[8:] if "levels" not in task], tasks[-len(DENSE_SHARES) :]
+    assert all(len(task["videos"]) == 2 for task in among), "there are two kinds of camera"
+    assert all(task["levels"]["dense_share"] in DENSE_SHARES for task in curve)
+    answered = [item.among_answer for item in read_run(report / "run.json").questions if item.among_answer is not None]
+    assert len(among) == len(answered) == kept[0].json["among_videos"]["right"]["n"] > 0
     assert {path.suffix for path in report.iterdir()} == {".json", ".md", ".png"}
 
 

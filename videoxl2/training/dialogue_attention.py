@@ -30,7 +30,9 @@ def grounded_layers(num_layers: int) -> tuple[int, int]:
 
 
 class AskingAttention:
-    """What the tokens of one asking see: the cache, and of their own question what came before.
+    """What the tokens of one asking see: the cache, all headers, and of their own question what came before.
+
+    Headers see what stands before them.
 
     ``misses`` gets, from each grounded layer, how unlikely each of its told heads is to look at the evidence, [H, E].
     """
@@ -42,8 +44,11 @@ class AskingAttention:
         self._pool = asking.pool
         owner_T = owner_T.to(device)
         T, C = len(owner_T), len(asking.cache_position_C)
-        own_TT = (owner_T[:, None] == owner_T[None, :]).tril()
-        self._allowed_TX = torch.cat((own_TT.new_ones(T, C), own_TT), dim=1)
+        is_header_T = owner_T < 0
+        own_TT = ((owner_T[:, None] == owner_T[None, :]) | is_header_T).tril()
+        cached_TC = own_TT.new_ones(T, C)
+        cached_TC[is_header_T] = torch.arange(C, device=device) < asking.header_place_H.to(device)[:, None]
+        self._allowed_TX = torch.cat((cached_TC, own_TT), dim=1)
         self._bias: Tensor | None = None
         self._grounded = grounded if len(asking.ask_E) else ()
         self._ask_E = asking.ask_E.to(device)

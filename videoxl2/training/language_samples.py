@@ -1,8 +1,9 @@
 """Samples of stages 3 and 4: a stretch of footage with several questions, as tokens, positions and who sees what.
 
-The video is prefilled under the mask of chunked prefill; its keys and values make the caches that questions are asked
-of, at new positions. In stage 4 half of a sample's questions are asked of one cache with all chunks dense, and half of
-one with some pooled to sparse KV, of the same keys and values: every sample teaches both.
+The video is prefilled under the mask of chunked prefill, every segment of it apart; its keys and values make the caches
+that questions are asked of, at new positions, with what is said between videos. In stage 4 half of a sample's questions
+are asked of one cache with all chunks dense, and half of one with some pooled to sparse KV, of the same keys and
+values: every sample teaches both.
 
 Shapes: M tokens of prefix and video, C entries of a cache made of them, J tokens at most that an entry is the mean of,
 T tokens of all questions or of those that are asked of one cache, E questions among them whose evidence is known,
@@ -12,7 +13,6 @@ G frame groups, P visual tokens per group, K KV heads, D width, Dh head width.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from videoxl2.training.dialogues import (
     random_stretch,
 )
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA, offers_times
+from videoxl2.training.qa import QA, offers_times, times_named
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.token_labels import TokenTargets, choose_tokens
 
@@ -46,8 +46,6 @@ _MOST_EVIDENCE = 0.6
 _LENGTHS_SEED = 11
 _TIME_WEIGHT = 3.0
 """How much an answer that is a time counts: its tokens share the weight of an answer, and most of them are digits."""
-_TIME = re.compile(r"(\d+):(\d\d)|(\d+)(?= (?:to \d+ )?seconds)")
-"""A time in a question: ``02:21``, or each of the numbers of "141 to 147 seconds"."""
 _DENSE_SHARE, _NONE_DENSE, _ENDS_DENSE = (0.05, 0.5), 0.15, 0.3
 """Levels of samples: the share of dense chunks is drawn from so far to so far, and how often none and the ends are."""
 
@@ -60,6 +58,8 @@ class LanguageSettings:
     With ``priors``, what wordings give away is counted on so many stretches, and questions are rather asked whose text
     does not tell (``priors.AnswerPriors``). With a ``grounding_weight`` some heads are told where to look, and the
     loss of that counts so many times. With a ``sight_weight`` hidden states must tell what their tokens show.
+    ``segmented`` and ``videos`` are the shares of stretches that are prefilled in segments, and that are of several
+    videos (``StretchSettings``).
     """
 
     groups: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
@@ -74,10 +74,18 @@ class LanguageSettings:
     long_answer_weight: float = 0.5
     grounding_weight: float = 0.0
     sight_weight: float = 0.0
+    segmented: float = 0.0
+    videos: float = 0.0
 
     def stretches(self, length: int) -> StretchSettings:
         """How a stretch of ``length`` groups is cut."""
-        return StretchSettings((length,), late_start=self.late_start, labelled=self.sight_weight > 0)
+        return StretchSettings(
+            (length,),
+            late_start=self.late_start,
+            labelled=self.sight_weight > 0,
+            segmented=self.segmented,
+            videos=self.videos,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +107,9 @@ class Asking:
     """Questions that are asked of one cache. ``pool`` makes it of the video's tokens (None: they are it);
     ``cache_position_C`` and ``position_T`` are positions in it and after it.
 
+    The first H of its tokens are the headers of videos: token h stands before entry ``header_place_H[h]`` of the cache,
+    and sees those before it and the headers so far.
+
     ``evidence_EC`` says which entries show what follows token ``ask_E``, where that is known; ``look_E`` weighs
     looking there, so that each question counts alike.
     """
@@ -109,14 +120,15 @@ class Asking:
     ask_E: Tensor
     evidence_EC: Tensor
     look_E: Tensor
+    header_place_H: Tensor
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One sample as tokens. ``token_T`` are those of all questions, asking by asking. ``target_T`` is the next token
-    where that is part of an answer, else -100; ``weight_T`` weighs it. ``owner_T`` is the question that a token belongs
-    to; ``kinds``, ``is_pooled`` and ``times_offered`` tell of each question what it asks for, whether some chunks were
-    sparse, and whether its options are times.
+    """One sample as tokens. ``token_T`` are those of headers and questions, asking by asking. ``target_T`` is the next
+    token where that is part of an answer, else -100; ``weight_T`` weighs it. ``owner_T`` is the question that a token
+    belongs to, -1 for headers; ``kinds``, ``is_pooled``, ``times_offered`` tell of each question what it asks for,
+    whether some chunks were sparse, and whether its options are times, ``is_of_videos`` whether there are several.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then. ``shown`` is
     what visual tokens show, where that is taught.
@@ -134,6 +146,7 @@ class Dialogue:
     kinds: tuple[str, ...] = ()
     is_pooled: tuple[bool, ...] = ()
     times_offered: tuple[bool, ...] = ()
+    is_of_videos: bool = False
     shown: TokenTargets | None = None
 
 
@@ -158,23 +171,34 @@ def make_dialogue(
         starts = [span.start for span in layout.spans]
         for cut in rng.choice(starts, int(rng.integers(1, 4))):
             gaps_M[cut:] += int(rng.integers(0, total // 3 + 1))
+    position_M = np.arange(M) + gaps_M
+    for first, end in stretch.spans[1:]:
+        start, stop = layout.token_span(first, end)
+        position_M[start:stop] -= position_M[start] - layout.visual_start
+    headers = [tokenizer.encode(part.header) if part.header else [] for part in stretch.segments]
     dealt = [(one, questions[i :: len(levels)]) for i, one in enumerate(levels) if questions[i :: len(levels)]]
-    spoken = [[_spoken(tokenizer, stretch, item, settings) for item in items] for _, items in dealt]
+    spoken = [
+        [_unasked(headers), *(_spoken(tokenizer, stretch, item, settings) for item in items)] for _, items in dealt
+    ]
     spoken_ones = [one for part in spoken for one in part]
     share = 1 / max(1, len(questions))
     return Dialogue(
         layout,
         torch.from_numpy(np.ascontiguousarray(stretch.visual_GPD)).float(),
-        tile_video(layout, PrefillSettings()),
-        torch.from_numpy(np.arange(M) + gaps_M),
-        tuple(_asking(layout, gaps_M, part, one, rng) for (one, _), part in zip(dealt, spoken, strict=True)),
+        tile_video(layout, PrefillSettings(), stretch.spans),
+        torch.from_numpy(position_M),
+        tuple(
+            _asking(stretch, layout, gaps_M, headers, part, one, rng)
+            for (one, _), part in zip(dealt, spoken, strict=True)
+        ),
         torch.tensor([token for one in spoken_ones for token in one.tokens]),
-        _owners(spoken_ones),
+        _owners(spoken),
         torch.tensor([target for one in spoken_ones for target in one.targets]),
         torch.tensor([weight * share for one in spoken_ones for weight in one.weights]),
         tuple(item.kind for _, items in dealt for item in items),
         tuple(one is not None for one, items in dealt for _ in items),
         tuple(offers_times(item) for _, items in dealt for item in items),
+        stretch.is_of_videos,
         None if stretch.labels is None else choose_tokens(stretch.labels, layout, stretch.times_s, rng),
     )
 
@@ -188,6 +212,12 @@ class _Spoken:
     targets: list[int]
     weights: list[float]
     looks: list[tuple[int, np.ndarray, float]]
+
+
+def _unasked(headers: Sequence[Sequence[int]]) -> _Spoken:
+    """The headers of videos, one after another, which ask nothing."""
+    tokens = [token for header in headers for token in header]
+    return _Spoken(tokens, [-100] * len(tokens), [0.0] * len(tokens), [])
 
 
 def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: LanguageSettings) -> _Spoken:
@@ -213,36 +243,46 @@ def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: Language
 
 def _times_named(tokenizer: Tokenizer, stretch: Stretch, question: str) -> list[tuple[int, np.ndarray]]:
     """The last token of every time that a question names, and which frame group [G] is then; footage has gaps."""
-    starts_G = np.asarray(stretch.times_s)
+    starts_G = np.asarray(stretch.moments_s)
     suffix = tokenizer.prompt_parts(question)[1]
     found = []
-    for match in _TIME.finditer(question):
-        minutes, seconds, whole = match.groups()
-        time_s = int(whole) if whole else 60 * int(minutes) + int(seconds)
+    for time_s, end in times_named(question):
         look_G = (starts_G <= time_s) & (time_s < starts_G + GROUP_S)
         if look_G.any():
             # Digits are tokens of their own, so that the text up to one begins as the whole does.
-            begun = tokenizer.prompt_parts(question[: match.end()])[1]
+            begun = tokenizer.prompt_parts(question[:end])[1]
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(suffix, begun, strict=False))
             found.append((len(list(same)) - 1, look_G))
     return found
 
 
-def _owners(spoken: Sequence[_Spoken]) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(spoken)), torch.tensor([len(one.tokens) for one in spoken]))
+def _owners(spoken: Sequence[Sequence[_Spoken]]) -> Tensor:
+    """The question of each token, of askings that begin with headers."""
+    numbers = itertools.count()
+    owners = [[-1, *itertools.islice(numbers, len(part) - 1)] for part in spoken]
+    lengths = [len(one.tokens) for part in spoken for one in part]
+    return torch.repeat_interleave(torch.tensor(list(itertools.chain(*owners))), torch.tensor(lengths))
 
 
 def _asking(
+    stretch: Stretch,
     layout: TokenLayout,
     gaps_M: np.ndarray,
+    headers: Sequence[Sequence[int]],
     spoken: Sequence[_Spoken],
     levels: Sequence[bool] | None,
     rng: np.random.Generator,
 ) -> Asking:
-    """The cache with chunks of these levels, its entries side by side or with the gaps that the tokens had."""
-    pool = None if levels is None else _pooling(layout, levels)
+    """The cache with chunks of these levels, its entries side by side or with the gaps that the tokens had, and headers
+    between them; the first of ``spoken`` are these."""
+    pool = None if levels is None else _pooling(layout, plan_segments(stretch.spans), levels)
     kept_C = np.arange(layout.length) if pool is None else pool.token_CJ[:, 0].numpy()
+    starts = [layout.spans[first].start for first, _ in stretch.spans[: len(headers)]]
+    sizes = [len(header) for header in headers]
+    place_H = np.repeat(np.searchsorted(kept_C, starts), sizes)
+    left_H = np.asarray([size - number for size in sizes for number in range(size)], np.int64)
     positions_C = np.arange(len(kept_C)) + (gaps_M[kept_C] if rng.random() < 0.5 else 0)
+    positions_C += np.searchsorted(place_H, np.arange(len(kept_C)), side="right")
     starts = np.cumsum([0, *(len(one.tokens) for one in spoken)])[:-1].tolist()
     looks = [
         (start + place, look_G, share)
@@ -252,14 +292,15 @@ def _asking(
     # The prefix belongs to no frame group: number -1, the column that is added.
     shown_EG = np.asarray([look_G for _, look_G, _ in looks], np.bool_).reshape(len(looks), layout.num_groups)
     evidence_EC = np.pad(shown_EG, ((0, 0), (0, 1)))[:, _groups_of_tokens(layout)[kept_C]]
-    places = torch.cat([torch.arange(len(one.tokens)) for one in spoken])
+    places = torch.cat([torch.arange(len(one.tokens)) for one in spoken[1:]])
     return Asking(
         pool,
         torch.from_numpy(positions_C),
-        places + int(positions_C[-1]) + 1,
+        torch.cat((torch.from_numpy(positions_C[place_H] - left_H), places + int(positions_C[-1]) + 1)),
         torch.tensor([place for place, _, _ in looks], dtype=torch.long),
         torch.from_numpy(evidence_EC),
         torch.tensor([share for _, _, share in looks]),
+        torch.from_numpy(place_H),
     )
 
 
@@ -271,8 +312,8 @@ def random_dialogue(
     priors: AnswerPriors | None = None,
 ) -> Dialogue | None:
     """A sample about the stretch with random questions and levels; None where nothing can be asked about it."""
-    groups = len(stretch.times_s)
-    levels = [None, random_levels(groups, rng)] if rng.random() < settings.pooled else [None]
+    num_chunks = len(plan_segments(stretch.spans))
+    levels = [None, random_levels(num_chunks, rng)] if rng.random() < settings.pooled else [None]
     rng.shuffle(levels)
     seed = int(rng.integers(1 << 30))
     asked = questions_about(stretch, seed, settings.per_kind, settings.questions, priors=priors)
@@ -305,9 +346,15 @@ def _groups_of_tokens(layout: TokenLayout) -> np.ndarray:
     return group_M
 
 
-def random_levels(num_groups: int, rng: np.random.Generator) -> list[bool]:
+def plan_segments(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The chunks [first, end) of what was prefilled apart, of ``_CHUNK_GROUPS`` groups each or of what is left."""
+    return [
+        (first + begin, first + stop) for first, end in spans for begin, stop in plan_chunks(end - first, _CHUNK_GROUPS)
+    ]
+
+
+def random_levels(num_chunks: int, rng: np.random.Generator) -> list[bool]:
     """Which chunks are dense, as ``select_levels`` leaves it: a few, some times the ends too, some times none."""
-    num_chunks = len(plan_chunks(num_groups, _CHUNK_GROUPS))
     if rng.random() < _NONE_DENSE:
         return [False] * num_chunks
     number = max(1, round(float(rng.uniform(*_DENSE_SHARE)) * num_chunks))
@@ -317,9 +364,8 @@ def random_levels(num_groups: int, rng: np.random.Generator) -> list[bool]:
     return [chunk in dense for chunk in range(num_chunks)]
 
 
-def _pooling(layout: TokenLayout, levels: Sequence[bool]) -> Pooling:
+def _pooling(layout: TokenLayout, chunks: Sequence[tuple[int, int]], levels: Sequence[bool]) -> Pooling:
     """Every chunk stays dense or is pooled as ``sparsify`` does."""
-    chunks = plan_chunks(layout.num_groups, _CHUNK_GROUPS)
     starts, lengths = [torch.arange(layout.visual_start)], [torch.ones(layout.visual_start)]
     for (first, end), dense in zip(chunks, levels, strict=True):
         step = 1 if dense else _COMPRESSION

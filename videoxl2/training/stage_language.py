@@ -145,7 +145,7 @@ def answer_accuracy(
     kinds that are asked with all chunks ``dense`` and with some ``pooled``.
 
     Nobody knows every digit of a time: of each ``when`` the share of its tokens counts. Questions whose options are
-    times are in ``choice`` and in ``choice of times``.
+    times are in ``choice`` and in ``choice of times``, and those about ``several videos`` in their kind and there.
 
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
     what ``sight`` reads off visual tokens, ``sees time`` the share of the times' digits that it reads rightly.
@@ -171,6 +171,8 @@ def answer_accuracy(
             mine = is_right_A[owners_A == owner].float()
             right = float(mine.mean() if kind == "when" else mine.min())
             rights.setdefault(kind, []).append(right)
+            if dialogue.is_of_videos:
+                rights.setdefault("several videos", []).append(right)
             if offers_times:
                 rights.setdefault("choice of times", []).append(right)
             by_level.setdefault("pooled" if is_pooled else "dense", []).append(right)

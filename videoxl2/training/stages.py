@@ -81,9 +81,12 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
         grounding_weight=0.2,
         sight_weight=0.2,
         priors=100,
+        segmented=0.2,
+        videos=0.25,
     ),
 }
-"""How long stretches are (in frame groups), and in which share of samples half of the questions meet pooled chunks."""
+"""How long stretches are (in frame groups), in which share of samples half of the questions meet pooled chunks, and how
+many stretches are of several segments or videos."""
 
 
 SETTLE_STEPS = 150

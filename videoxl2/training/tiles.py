@@ -21,6 +21,9 @@ from videoxl2.layout import TokenLayout, plan_chunks
 from videoxl2.masked_prefill import Visibility
 from videoxl2.training.masked_attention import mask_bias, masked_attention, pass_dtype
 
+_Tile = tuple[Tensor, Tensor, Tensor]
+"""Tokens that are rows, tokens that are columns, and which pairs may see each other."""
+
 
 @dataclass(frozen=True, eq=False)
 class TileSet:
@@ -72,15 +75,44 @@ class VideoTiles:
         return torch.cat(found, dim=2).index_select(2, self.order_M)
 
 
-def tile_video(layout: TokenLayout, settings: PrefillSettings) -> VideoTiles:
-    """The tiles of a video: one per block for its visual tokens, and one for all other tokens."""
+def tile_video(
+    layout: TokenLayout, settings: PrefillSettings, segments: Sequence[tuple[int, int]] | None = None
+) -> VideoTiles:
+    """The tiles of a video: one per block for its visual tokens, and one for all other tokens.
+
+    ``segments`` are runs [first, end) of frame groups that are prefilled apart, each after the prefix: then these are
+    the tiles of every one of them.
+    """
+    others: list[_Tile] = []
+    blocks: list[_Tile] = []
+    for first, end in segments or [(0, layout.num_groups)]:
+        part = TokenLayout(layout.prefix_ids, layout.time_ids[first:end], layout.tokens_per_group)
+        token_M = torch.cat((torch.arange(layout.visual_start), torch.arange(*layout.token_span(first, end))))
+        other, in_blocks = _tiles_of(part, settings)
+        if others:  # the prefix, which sees itself only, has its rows already
+            rows, columns, allowed = other
+            other = rows[layout.visual_start :], columns, allowed[layout.visual_start :]
+        others.append((token_M[other[0]], token_M[other[1]], other[2]))
+        blocks += [(token_M[rows], token_M[columns], allowed) for rows, columns, allowed in in_blocks]
+    sets = (_padded(others), _padded(blocks))
+    order_M = torch.empty(layout.length, dtype=torch.long)
+    begin = 0
+    for tiles, padded in zip((others, blocks), sets, strict=True):
+        num_rows = padded.rows_ZR.shape[1]
+        for number, (rows, _, _) in enumerate(tiles):
+            order_M[rows] = begin + number * num_rows + torch.arange(len(rows))
+        begin += padded.rows_ZR.numel()
+    return VideoTiles(sets, order_M)
+
+
+def _tiles_of(layout: TokenLayout, settings: PrefillSettings) -> tuple[_Tile, list[_Tile]]:
+    """The tile of prefix and timestamps, and those of the blocks, of what is prefilled at a time."""
     is_visual_M = torch.zeros(layout.length, dtype=torch.bool)
     for span in layout.spans:
         is_visual_M[span.time_end : span.end] = True
     tokens_M, visibility = torch.arange(layout.length), Visibility(layout, 0, settings)
     other = tokens_M[~is_visual_M]
-    others = [(other, tokens_M, visibility.mask(other, tokens_M))]
-    blocks = []
+    blocks: list[_Tile] = []
     for first, end in plan_chunks(layout.num_groups, settings.block_groups):
         inside = tokens_M[layout.spans[first].start : layout.spans[end - 1].end]
         rows = inside[is_visual_M[inside]]
@@ -88,16 +120,10 @@ def tile_video(layout: TokenLayout, settings: PrefillSettings) -> VideoTiles:
         allowed = visibility.mask(rows, earlier)
         seen = allowed.any(dim=0)
         blocks.append((rows, earlier[seen], allowed[:, seen]))
-    sets = (_padded(others), _padded(blocks))
-    order_M = torch.empty(layout.length, dtype=torch.long)
-    order_M[other] = torch.arange(len(other))
-    num_rows = sets[1].rows_ZR.shape[1]
-    for number, (rows, _, _) in enumerate(blocks):
-        order_M[rows] = len(other) + number * num_rows + torch.arange(len(rows))
-    return VideoTiles(sets, order_M)
+    return (other, tokens_M, visibility.mask(other, tokens_M)), blocks
 
 
-def _padded(tiles: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TileSet:
+def _padded(tiles: Sequence[_Tile]) -> TileSet:
     """Rows, columns and what is allowed of several tiles, as one tile set."""
     R, C = max(len(rows) for rows, _, _ in tiles), max(len(columns) for _, columns, _ in tiles)
     rows_ZR, columns_ZC = torch.zeros(len(tiles), R, dtype=torch.long), torch.zeros(len(tiles), C, dtype=torch.long)

@@ -54,6 +54,14 @@ ACTIONS: tuple[str, ...] = tuple(VERBS)
 TARGET_NOUN: Mapping[str, str] = {"drop": "a bag", "pick": "a bag", "meet": "another person"}
 SIDES = ("left", "middle", "right")
 DEPTHS = ("near", "far")
+AT_CAMERA: Mapping[str, str] = {
+    "corridor": "in the corridor",
+    "parking": "in the car park",
+    "street": "in the street",
+    "shop": "in the shop",
+    "gate": "at the gate",
+}
+"""How a question names the place of one camera among several; the tokenizer spells these."""
 LETTERS = ("A", "B", "C", "D")
 NOTHING = "Nothing happens."
 

@@ -18,7 +18,6 @@ from pipeline.ask import (
     ask,
     best_that_fit,
     context_pieces,
-    header_text,
     sparse_tokens,
 )
 from pipeline.config import Settings
@@ -37,11 +36,6 @@ def test_the_planned_size_of_sparse_kv_is_its_real_size(times: list[int], compre
     chunk = ChunkKV(torch.zeros(1, 2, 1, sum(times) + 36 * len(times), 2), tuple((t, 36) for t in times), KVLevel.DENSE)
     row = {"num_tokens": chunk.num_tokens, "num_groups": chunk.num_groups, "group_time_tokens": times}
     assert sparse_tokens(row, compression) == sparsify(chunk, compression).num_tokens
-
-
-def test_a_header_names_the_camera_and_the_start_of_the_video() -> None:
-    assert header_text(make_video(start_time=START)) == "\nCamera gate, starts 2026-03-01 08:00:00 UTC:\n"
-    assert header_text(make_video(camera=None, title="Metropolis", start_time=None)) == "\nVideo Metropolis:\n"
 
 
 def row(video: str, start_s: float, video_start_h: float | None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_tasks_reach_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Archive, "ask", lambda self, question, **named: said.update(named, question=question) or answer()
     )
-    assert perform(archive, {"id": "q", "kind": "ask", "question": "?", "video": "file:///v.mp4"}) == {"answer": "B"}
+    assert perform(archive, {"id": "q", "kind": "ask", "question": "?", "videos": ["file:///v.mp4"]}) == {"answer": "B"}
     assert said == {"question": "?", "videos": ["file:///v.mp4"], "reuse": "reload"}
 
 
@@ -113,7 +113,7 @@ def test_levels_of_a_task_change_the_settings_of_that_task_only(monkeypatch: pyt
     answer = type("A", (), {"to_dict": lambda self: {"answer": "B"}})
     monkeypatch.setattr(Archive, "ask", lambda self, question, **named: asked.append(self) or answer())
     archive._reader().__dict__["model"] = model = object()  # loaded by an earlier question
-    task = {"id": "q", "kind": "ask", "question": "?", "video": "file:///v.mp4"}
+    task = {"id": "q", "kind": "ask", "question": "?", "videos": ["file:///v.mp4"]}
     perform(archive, {**task, "levels": {"dense_share": 0.5, "dense_first_last": True}})
     perform(archive, task)
     assert [one.settings.ingest.levels.dense_share for one in asked] == [0.5, 0.2]

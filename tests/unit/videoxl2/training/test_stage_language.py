@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from videoxl2.config import LanguageSpec, PrefillSettings
-from videoxl2.decode import assemble_cache
-from videoxl2.kv import ChunkKV, sparsify
+from videoxl2.decode import HeaderIds, Piece, assemble_cache
+from videoxl2.kv import sparsify
 from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
 from videoxl2.prefill import prefill
@@ -21,17 +21,19 @@ from videoxl2.training import stage_language
 from videoxl2.training.dialogue_attention import grounded_layers, read_dialogue
 from videoxl2.training.dialogues import (
     CachedClip,
+    Segment,
     Stretch,
     StretchSettings,
     evidence_groups,
     join_facts,
+    questions_about,
     random_stretch,
 )
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.language_samples import DialogueFeed, LanguageSettings, make_dialogue, random_levels
 from videoxl2.training.perception import SET_SIZE
-from videoxl2.training.qa import QA, offers_times
+from videoxl2.training.qa import QA, names_time, offers_times
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, settle_sight
@@ -64,10 +66,16 @@ def logits_by_inference(
 ) -> torch.Tensor:
     """Answer logits of questions through the code that answers: prefill, sparsify, assemble, extend."""
     visual = torch.from_numpy(stretch.visual_GPD).float()
-    result = prefill(model, visual, list(stretch.times_s), PrefillSettings(), 6)
-    pieces: list[ChunkKV] = [
-        chunk if dense is None or number in dense else sparsify(chunk, 4) for number, chunk in enumerate(result.chunks)
-    ]
+    headers = [part.header for part in stretch.segments] or [""]
+    pieces: list[Piece] = []
+    number = 0
+    for header, (first, end) in zip(headers, stretch.spans, strict=True):
+        if header:
+            pieces.append(HeaderIds(tuple(model.tokenizer.encode(header))))
+        result = prefill(model, visual[first:end], list(stretch.times_s[first:end]), PrefillSettings(), 6)
+        for chunk in result.chunks:
+            pieces.append(chunk if dense is None or number in dense else sparsify(chunk, 4))
+            number += 1
     found = []
     for item in questions:
         cache = assemble_cache(model, pieces)
@@ -98,7 +106,7 @@ def test_pooled_samples_equal_inference_with_the_same_levels_and_without() -> No
     seen = set()
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        levels = random_levels(23, rng)
+        levels = random_levels(4, rng)
         sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, rng, [levels, None])
         pool = sample.askings[0].pool
         assert pool is not None and sample.askings[1].pool is None
@@ -120,6 +128,54 @@ def test_pooled_samples_equal_inference_with_the_same_levels_and_without() -> No
             )
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
     assert len(seen) > 3
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [["", "", ""], ["\nCamera gate-1:\n", "\nCamera shop, starts 2026-03-01 08:00:00 UTC:\n", "\nVideo a:\n"]],
+)
+def test_segments_and_videos_equal_inference(headers: list[str]) -> None:
+    model = tiny_model()
+    spans = [(0, 7), (7, 11), (11, 23)]
+    segments = tuple(Segment(*span, header) for span, header in zip(spans, headers, strict=True))
+    stretch = dataclasses.replace(stretch_of(23, model.spec.language), segments=segments)
+    whole = dataclasses.replace(stretch, segments=())
+    # Chunks begin with the segments: two, one and two of them.
+    levels = [False, True, False, False, True]
+    settings = LanguageSettings(skip=0.0)
+    sample = make_dialogue(model.tokenizer, stretch, QUESTIONS, settings, np.random.default_rng(0), [levels, None])
+    with torch.no_grad():
+        trained = read_dialogue(model.language, sample).logits_AV
+        expected = [
+            logits_by_inference(model, stretch, {1, 4}, QUESTIONS[:1]),
+            logits_by_inference(model, stretch, None, QUESTIONS[1:]),
+        ]
+        other = logits_by_inference(model, whole, None, QUESTIONS[1:])
+    torch.testing.assert_close(trained, torch.cat(expected), atol=1e-4, rtol=0)
+    assert (other - expected[1]).abs().max() > 1e-2
+
+
+def test_gaps_are_the_same_before_and_behind_a_header() -> None:
+    model = tiny_model()
+    segments = (Segment(0, 9, "\nCamera a:\n"), Segment(9, 23, "\nCamera b:\n"))
+    stretch = dataclasses.replace(stretch_of(23, model.spec.language), segments=segments)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        sample = make_dialogue(
+            model.tokenizer, stretch, QUESTIONS, LanguageSettings(skip=1.0), rng, [[False] * 5, None]
+        )
+        for asking in sample.askings:
+            places = asking.header_place_H.tolist()
+            asked = asking.position_T[: len(places)].tolist()
+            positions = sorted([*asking.cache_position_C.tolist(), *asked])
+            assert len(set(positions)) == len(positions), "no place is taken twice"
+            for place in set(places):
+                mine = [at for at, where in zip(asked, places, strict=True) if where == place]
+                end = int(asking.cache_position_C[place])
+                assert mine == list(range(end - len(mine), end)), "a header ends where its video begins"
+            assert int(asking.position_T[len(places)]) == int(asking.cache_position_C[-1]) + 1
+        start = sample.layout.spans[9].start
+        assert int(sample.prefill_position_M[start]) == sample.layout.visual_start
 
 
 def test_dealt_questions_cost_what_each_costs_alone() -> None:
@@ -191,12 +247,12 @@ def test_options_that_are_times_are_counted_apart_and_a_time_weighs_three_answer
 
 def test_levels_are_few_dense_chunks_and_at_times_none() -> None:
     rng = np.random.default_rng(0)
-    for num_groups in (1, 6, 7, 150):
-        drawn = [random_levels(num_groups, rng) for _ in range(200)]
-        assert {len(levels) for levels in drawn} == {-(-num_groups // 6)}
+    for num_chunks in (1, 2, 3, 25):
+        drawn = [random_levels(num_chunks, rng) for _ in range(200)]
+        assert {len(levels) for levels in drawn} == {num_chunks}
         shares = [sum(levels) / len(levels) for levels in drawn]
         assert 0.05 < shares.count(0.0) / 200 < 0.25
-        if num_groups == 150:
+        if num_chunks == 25:
             assert max(shares) <= 0.6 and len(set(shares)) > 8
 
 
@@ -493,3 +549,58 @@ def test_replicas_get_samples_of_like_length(
     assert len({tuple(step[0]) for step in lengths}) > 1
     first, second = (step[0].token_T.tolist() for step in steps[0])
     assert first != second
+
+
+def actor_clips(clips: Path) -> list[CachedClip]:
+    """Clips in which something happens, with empty visual tokens."""
+    recordings = [Recording.load(path).without_pictures() for path in sorted((clips / "train").glob("*.npz"))]
+    return [CachedClip(item, item.scene(), 1, np.zeros((14, 4, 32), np.float16)) for item in recordings]
+
+
+def test_some_stretches_are_cut_into_segments_and_some_are_of_several_videos() -> None:
+    clips = [still_clip(30) for _ in range(3)]
+    rng = np.random.default_rng(4)
+    settings = StretchSettings((8, 15, 75), segmented=0.3, videos=0.3, late_start=0.5)
+    drawn = [random_stretch(clips, settings, rng) for _ in range(300)]
+    cut = [stretch for stretch in drawn if stretch.segments and not stretch.is_of_videos]
+    videos = [stretch for stretch in drawn if stretch.is_of_videos]
+    assert all(0.2 < len(some) / 300 < 0.4 for some in (cut, videos))
+    for stretch in cut + videos:
+        ends = [0, *(part.end for part in stretch.segments)]
+        assert [part.first for part in stretch.segments] == ends[:-1] and ends[-1] == len(stretch.times_s)
+        assert len(stretch.segments) >= 2
+    for stretch in cut:
+        assert min(part.end - part.first for part in stretch.segments) >= 4
+        assert not any(part.header for part in stretch.segments)
+        assert stretch.moments_s is stretch.times_s
+    assert {len(stretch.segments) for stretch in cut} >= {2, 3, 4, 5}
+    for stretch in videos:
+        assert list(stretch.moments_s) == sorted(set(stretch.moments_s)), "facts know one time"
+        names = {part.header.split(",")[0].split(":")[0] for part in stretch.segments}
+        assert len(names) == len(stretch.segments), "no two cameras have one name"
+        for part in stretch.segments:
+            steps = np.diff(stretch.times_s[part.first : part.end])
+            assert np.all(steps == 4.0), "a video's time runs from its own start"
+    starts = [stretch.times_s[part.first] for stretch in videos for part in stretch.segments]
+    assert 0.3 < starts.count(0.0) / len(starts) < 0.7
+
+
+def test_questions_about_several_videos_name_a_camera_and_no_time(clips: Path) -> None:
+    cached = actor_clips(clips)
+    rng = np.random.default_rng(8)
+    whole = named = 0
+    for seed in range(12):
+        stretch = random_stretch(cached, StretchSettings((28,), whole=1.0, videos=1.0), rng)
+        assert stretch.is_of_videos
+        for item in questions_about(stretch, seed, 6, 30):
+            assert item.kind not in ("when", "order", "describe", "events")
+            assert not names_time(item.question) and not offers_times(item)
+            first = item.question.split("\n")[0]
+            assert first[-1] in "?.:" or first.endswith(("right?", "far?"))
+            said = [part for part in stretch.segments if any(f" {place}" in first for place in part.places)]
+            whole, named = whole + (not said), named + bool(said)
+            if said:
+                (part,) = said
+                groups = np.flatnonzero(evidence_groups(stretch, item))
+                assert all(part.first <= group < part.end for group in groups.tolist())
+    assert whole > 20 and named > 20
