@@ -29,6 +29,7 @@ from pipeline.question_hits import question_hits
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 from videoxl2.headers import header_text
+from videoxl2.named_times import spans_named
 from videoxl2.options import MOST_OPTIONS
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def plan_context(
     The segments of the chunks most similar to the question are taken, best first; of a segment that does not fit as
     sparse KV, its best chunks. Part of the budget is kept free for those chunks that ``LevelSettings`` then makes
     dense, by the relevance that ``query.relevance`` names; ``reuse`` says where that reads sparse KV, if it needs any.
+    Chunks at times that the question names come before all others.
     """
     from videoxl2.decode import select_levels
 
@@ -203,7 +205,7 @@ def plan_context(
     kind = reader.settings.query.relevance
     scores = score_chunks(reader, question, chosen, similarities, kind=kind, reuse=reuse)
     levels = select_levels(
-        scores,
+        named_first(question, chosen, scores),
         reader.settings.ingest.levels,
         dense_tokens=[row["num_tokens"] for row in chosen],
         sparse_tokens=[sparse_tokens(row, compression) for row in chosen],
@@ -218,6 +220,19 @@ def plan_context(
             or _middle_group_id(row, reader.manifest.recipe.chunk_groups),
         )
         for row, score, level in zip(chosen, scores, levels, strict=True)
+    ]
+
+
+def named_first(question: str, rows: Sequence[dict[str, Any]], scores: Sequence[float]) -> list[float]:
+    """The scores, with those of chunks at a time that the question names lifted above all others.
+
+    Pictures do not show what time it is, so that no similarity finds "at 02:21". Times are those of the video.
+    """
+    spans = spans_named(question)
+    lift = max(scores, default=0.0) - min(scores, default=0.0) + 1.0
+    return [
+        score + lift * any(row["start_s"] <= end_s and start_s < row["end_s"] for start_s, end_s in spans)
+        for row, score in zip(rows, scores, strict=True)
     ]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from jobs.evaluation.answers import CHECKABLE, right_answers
 from jobs.evaluation.records import AskedQuestion, Question
 from jobs.evaluation.statistics import paired_difference, share
-from videoxl2.training.qa import at_place, names_time
+from videoxl2.named_times import names_time
+from videoxl2.training.qa import at_place
 from videoxl2.training.wording import AT_CAMERA
 
 OTHERS = 2

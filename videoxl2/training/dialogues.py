@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoxl2.headers import header_text
+from videoxl2.named_times import names_time
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA, at_place, names_time, offers_times
+from videoxl2.training.qa import QA, at_place, offers_times
 from videoxl2.training.questions import questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from videoxl2.config import PrefillSettings
 from videoxl2.layout import TokenLayout, plan_chunks
+from videoxl2.named_times import times_named
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training import replicas
 from videoxl2.training.dialogues import (
@@ -36,7 +37,7 @@ from videoxl2.training.dialogues import (
     random_stretch,
 )
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA, offers_times, times_named
+from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.tiles import VideoTiles, tile_video
 from videoxl2.training.token_labels import TokenTargets, choose_tokens
 

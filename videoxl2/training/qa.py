@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,24 +43,6 @@ class QA:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-_TIME = re.compile(r"(\d+):(\d\d)|(\d+)(?= (?:to \d+ )?seconds)")
-"""A time in a question: ``02:21``, or each of the numbers of "141 to 147 seconds"."""
-
-
-def times_named(question: str) -> list[tuple[int, int]]:
-    """The times that a question names, in seconds, and where in its text each ends."""
-    return [
-        (int(whole) if whole else 60 * int(minutes) + int(seconds), match.end())
-        for match in _TIME.finditer(question)
-        for minutes, seconds, whole in [match.groups()]
-    ]
-
-
-def names_time(question: str) -> bool:
-    """Whether the question names a time."""
-    return _TIME.search(question) is not None
 
 
 def at_place(question: str, place: str) -> str:

@@ -15,6 +15,7 @@ from videoxl2.decode import HeaderIds, Piece, assemble_cache
 from videoxl2.kv import sparsify
 from videoxl2.language import QwenDecoder
 from videoxl2.model import VideoXL2
+from videoxl2.named_times import names_time
 from videoxl2.prefill import prefill
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training import stage_language
@@ -33,7 +34,7 @@ from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
 from videoxl2.training.language_samples import DialogueFeed, LanguageSettings, make_dialogue, random_levels
 from videoxl2.training.perception import SET_SIZE
-from videoxl2.training.qa import QA, names_time, offers_times
+from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
 from videoxl2.training.stage_language import answer_accuracy, dialogue_losses, settle_sight
