@@ -27,7 +27,7 @@ KEY_PATTERN = "{camera}/%Y-%m-%d/%H%M%S.mp4"
 SEED = 7
 
 SEARCHES = ("red car", "person with an orange suitcase")
-QUESTIONS = ("Does somebody leave a bag at the gate?", "What colour is the car that parks?")
+QUESTIONS = ("Does somebody drop a bag at the gate?", "What colour is the car that parks?")
 
 
 @dataclass(frozen=True, slots=True)
