@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from pipeline.question_hits import question_hits
 from pipeline.reader import ArchiveReader, Filters
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 from videoxl2.headers import header_text
-from videoxl2.named_times import spans_named
 from videoxl2.options import MOST_OPTIONS
 
 if TYPE_CHECKING:
@@ -43,12 +41,16 @@ REUSE_MODES = ("auto", "reload", "recompute")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChunk:
-    """One chunk of the context: its row, its relevance, its most relevant frame group, and the level of its KV."""
+    """One chunk of the context: its row, its relevance, its most relevant frame group, and the level of its KV.
+
+    ``rank`` is ``named_first.Named.rank``: what the question names comes before what is only similar.
+    """
 
     row: dict[str, Any]
     score: float
     level: KVLevel
     best_group_id: str
+    rank: int = 0
 
 
 def ask(
@@ -175,37 +177,38 @@ def plan_context(
     The segments of the chunks most similar to the question are taken, best first; of a segment that does not fit as
     sparse KV, its best chunks. Part of the budget is kept free for those chunks that ``LevelSettings`` then makes
     dense, by the relevance that ``query.relevance`` names; ``reuse`` says where that reads sparse KV, if it needs any.
-    Chunks at times that the question names come before all others.
+    What the question names, cameras or times, comes before all else.
     """
     from videoxl2.decode import select_levels
 
     hits = question_hits(reader, question, scope)
-    ranked = sorted(hits.segments, key=lambda segment: (-hits.segments[segment], segment))
+    ranked = hits.best_segments(reader.settings.query.max_segments)
     compression = reader.manifest.recipe.compression
     sizes = reader.settings.ingest.levels
     chosen: list[dict[str, Any]] = []
     used = 0
-    segments: dict[str, list[dict[str, Any]]] = {name: [] for name in ranked[: reader.settings.query.max_segments]}
+    # A chunk without a hit is at most as similar as the least similar hit.
+    least = min(hits.chunks.values(), default=-1.0)
+    segments: dict[str, list[dict[str, Any]]] = {name: [] for name in ranked}
     for row in rows_of(reader.store.chunks(segment_ids=list(segments))):
         segments[row["segment_id"]].append(row)
     most_dense = sizes.num_best(sum(map(len, segments.values()))) + 2
     for rows in filter(None, segments.values()):
         gain = max(row["num_tokens"] - sparse_tokens(row, compression) for row in rows)
         kept_for_dense = min(budget // 2, most_dense * gain)
-        taken = best_that_fit(rows, hits.chunks, compression, budget - kept_for_dense - used - _HEADER_ROOM)
+        wanted = hits.named.lifted(rows, [hits.chunks.get(row["chunk_id"], least) for row in rows])
+        taken = best_that_fit(rows, wanted, compression, budget - kept_for_dense - used - _HEADER_ROOM)
         chosen.extend(taken)
         used += sum(sparse_tokens(row, compression) for row in taken) + (_HEADER_ROOM if taken else 0)
     if ranked and not chosen:
         raise ConfigError("query.max_context_tokens leaves no room for a single chunk of footage; raise it")
     headers = _HEADER_ROOM * len({row["segment_id"] for row in chosen})
     chosen.sort(key=_reading_order)
-    # A chunk without a hit is at most as similar as the least similar hit.
-    least = min(hits.chunks.values(), default=-1.0)
     similarities = [hits.chunks.get(row["chunk_id"], least) for row in chosen]
     kind = reader.settings.query.relevance
     scores = score_chunks(reader, question, chosen, similarities, kind=kind, reuse=reuse)
     levels = select_levels(
-        named_first(question, chosen, scores),
+        hits.named.lifted(chosen, scores),
         reader.settings.ingest.levels,
         dense_tokens=[row["num_tokens"] for row in chosen],
         sparse_tokens=[sparse_tokens(row, compression) for row in chosen],
@@ -218,35 +221,23 @@ def plan_context(
             level=level,
             best_group_id=hits.best_groups.get(row["chunk_id"])
             or _middle_group_id(row, reader.manifest.recipe.chunk_groups),
+            rank=hits.named.rank(row),
         )
         for row, score, level in zip(chosen, scores, levels, strict=True)
     ]
 
 
-def named_first(question: str, rows: Sequence[dict[str, Any]], scores: Sequence[float]) -> list[float]:
-    """The scores, with those of chunks at a time that the question names lifted above all others.
-
-    Pictures do not show what time it is, so that no similarity finds "at 02:21". Times are those of the video.
-    """
-    spans = spans_named(question)
-    lift = max(scores, default=0.0) - min(scores, default=0.0) + 1.0
-    return [
-        score + lift * any(row["start_s"] <= end_s and start_s < row["end_s"] for start_s, end_s in spans)
-        for row, score in zip(rows, scores, strict=True)
-    ]
-
-
 def best_that_fit(
-    rows: Sequence[dict[str, Any]], scores: dict[str, float], compression: int, room: int
+    rows: Sequence[dict[str, Any]], scores: Sequence[float], compression: int, room: int
 ) -> list[dict[str, Any]]:
     """All rows where their sparse KV fits into ``room`` tokens, else the best-scoring that do, in their order."""
-    taken: set[str] = set()
-    for row in sorted(rows, key=lambda row: (-scores.get(row["chunk_id"], -math.inf), row["chunk_id"])):
-        room -= sparse_tokens(row, compression)
+    taken: set[int] = set()
+    for number in sorted(range(len(rows)), key=lambda number: (-scores[number], rows[number]["chunk_id"])):
+        room -= sparse_tokens(rows[number], compression)
         if room < 0:
             break
-        taken.add(row["chunk_id"])
-    return [row for row in rows if row["chunk_id"] in taken]
+        taken.add(number)
+    return [row for number, row in enumerate(rows) if number in taken]
 
 
 def _middle_group_id(row: dict[str, Any], chunk_groups: int) -> str:
@@ -293,8 +284,8 @@ def context_pieces(
 def _citations(
     reader: ArchiveReader, plan: Sequence[PlannedChunk], videos: dict[str, VideoRow]
 ) -> tuple[Citation, ...]:
-    """The most relevant chunks of the context, best first."""
-    best = sorted(plan, key=lambda chunk: (-chunk.score, chunk.row["chunk_id"]))
+    """The most relevant chunks of the context, best first, and before them those that the question names."""
+    best = sorted(plan, key=lambda chunk: (-chunk.rank, -chunk.score, chunk.row["chunk_id"]))
     citations = []
     for chunk in best[: reader.settings.query.max_citations]:
         video, row = videos[chunk.row["video_id"]], chunk.row

@@ -5,16 +5,20 @@ vector lies between all of them and near to none. Line by line each is what the 
 the lines find cannot be compared as it is, since a line that describes nothing is a little similar to everything;
 so the similarities of each line are made standard, and a chunk counts as much as it stands out for one of them. A
 question of one line keeps its similarities.
+
+Segments of cameras that the question names come before all others, and so does the segment at a time that it names,
+where it can mean one video only: of several, each has times of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from indexers.records import VectorHit
 from indexers.scope import Scope
+from pipeline.named_first import Named
 from pipeline.reader import ArchiveReader
 from videoxl2.options import OPTION_MARK
 
@@ -25,11 +29,21 @@ MOST_LINES = 8
 
 @dataclass(frozen=True)
 class QuestionHits:
-    """Scores of the chunks and segments that were found, and of each chunk the frame group that it was found by."""
+    """Scores of the chunks and segments that were found, and of each chunk the frame group that it was found by.
+
+    ``named`` is what the question names; ``ranks`` are those of segments that come first for it.
+    """
 
     chunks: dict[str, float]
     segments: dict[str, float]
     best_groups: dict[str, str]
+    named: Named = field(default_factory=Named)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def best_segments(self, limit: int) -> list[str]:
+        """So many segments, best first."""
+        ranked = sorted(self.segments, key=lambda name: (-self.ranks.get(name, 0), -self.segments[name], name))
+        return ranked[:limit]
 
 
 def question_lines(question: str) -> list[str]:
@@ -39,9 +53,40 @@ def question_lines(question: str) -> list[str]:
 
 
 def question_hits(reader: ArchiveReader, question: str, scope: Scope) -> QuestionHits:
-    """The chunks in scope that are nearest to the question."""
+    """The chunks in scope that are nearest to the question, and as many of the cameras that it names."""
     vectors = reader.text_encoder.embed(question_lines(question))
-    return join_hits([reader.store.search_vectors(vector_E, scope, limit=CANDIDATE_GROUPS) for vector_E in vectors])
+    videos = reader.store.visible_videos(scope)
+    named = Named.in_question(question, {video.camera for video in videos if video.camera is not None})
+    scopes = [scope, replace(scope, cameras=named.cameras)] if named.cameras else [scope]
+    found = [
+        [reader.store.search_vectors(vector_E, part, limit=CANDIDATE_GROUPS) for part in scopes] for vector_E in vectors
+    ]
+    hits = join_hits([_together(parts) for parts in found])
+    ranks = {hit.segment_id: 1 for parts in found for hits in parts for hit in hits if hit.camera in named.cameras}
+    if named.spans:
+        meant = [video for video in videos if video.camera in named.cameras] or videos
+        at_times = _segments_at(reader, named, [video.video_id for video in meant])
+        ranks |= dict.fromkeys(at_times, 2)
+        least = min(hits.segments.values(), default=-1.0)
+        hits = replace(hits, segments={**dict.fromkeys(at_times, least), **hits.segments})
+    return replace(hits, named=named, ranks=ranks)
+
+
+def _together(parts: Sequence[Sequence[VectorHit]]) -> list[VectorHit]:
+    """Hits of one line in several scopes, each once, best first."""
+    found = {hit.group_id: hit for hits in parts for hit in hits}
+    return sorted(found.values(), key=lambda hit: (-hit.score, hit.group_id))
+
+
+def _segments_at(reader: ArchiveReader, named: Named, video_ids: Sequence[str]) -> list[str]:
+    """The segments at the named times of the one video; none where there are several."""
+    if len(video_ids) != 1:
+        return []
+    return [
+        segment.segment_id
+        for segment in reader.store.segments(video_ids[0])
+        if named.is_at_time(segment.start_s, segment.end_s)
+    ]
 
 
 def join_hits(hits_by_line: Sequence[Sequence[VectorHit]]) -> QuestionHits:

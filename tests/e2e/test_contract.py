@@ -145,6 +145,17 @@ def test_ask_one_video(indexed: Path, cameras: Path) -> None:
     assert answer["coverage"]["videos"] == 1
 
 
+@pytest.mark.parametrize("camera", ["gate", "yard"])
+def test_the_camera_that_a_question_names_comes_first(indexed: Path, camera: str) -> None:
+    ask = ("ask", f"What happens at the {camera}?", "--archive", indexed, "--json", "--max-new-tokens", "2")
+    answer = call(*ask).json
+    assert answer["coverage"]["videos"] == 4
+    cameras = [citation["camera"] for citation in answer["citations"]]
+    assert cameras[0] == camera and cameras == sorted(cameras, key=lambda name: name != camera)
+    dense = {citation["camera"] for citation in answer["citations"] if citation["level"] == "dense"}
+    assert dense == {camera}
+
+
 def test_range_that_was_never_indexed(indexed: Path) -> None:
     for command, key in ((["search", "car"], "moments"), (["ask", "car?"], "citations"), (["anomalies"], "events")):
         done = call(*command, "--archive", indexed, "--json", "--after", "2030-01-01T00:00:00Z")

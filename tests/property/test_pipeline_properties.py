@@ -149,6 +149,9 @@ class FakeStore:
                 facts = {"chunk_id": chunk_id, "group_id": chunk_id, "segment_id": segment_id, "video_id": video}
                 self.hits.append(VectorHit(**{**hit_fields(score), **facts}))
 
+    def visible_videos(self, scope: Any) -> list[Any]:
+        return []
+
     def search_vectors(self, vector: Any, scope: Any, limit: int) -> list[VectorHit]:
         return sorted(self.hits, key=lambda found: -found.score)[:limit]
 

@@ -18,7 +18,6 @@ from pipeline.ask import (
     ask,
     best_that_fit,
     context_pieces,
-    named_first,
     sparse_tokens,
 )
 from pipeline.config import Settings
@@ -37,19 +36,6 @@ def test_the_planned_size_of_sparse_kv_is_its_real_size(times: list[int], compre
     chunk = ChunkKV(torch.zeros(1, 2, 1, sum(times) + 36 * len(times), 2), tuple((t, 36) for t in times), KVLevel.DENSE)
     row = {"num_tokens": chunk.num_tokens, "num_groups": chunk.num_groups, "group_time_tokens": times}
     assert sparse_tokens(row, compression) == sparsify(chunk, compression).num_tokens
-
-
-def test_chunks_at_a_time_that_the_question_names_come_first() -> None:
-    rows = [{"start_s": 24.0 * number, "end_s": 24.0 * number + 24.0} for number in range(5)]
-    scores = [0.1, -0.2, 0.9, 0.3, 0.5]
-    assert named_first("Who runs on camera 3?", rows, scores) == scores
-    at_30 = named_first("What happens at 00:30?", rows, scores)
-    assert max(range(5), key=at_30.__getitem__) == 1
-    assert [score for number, score in enumerate(at_30) if number != 1] == [0.1, 0.9, 0.3, 0.5]
-    lifted = named_first("When?\nA. 0 to 5 seconds\nB. 46 to 50 seconds", rows, scores)
-    assert sorted(range(5), key=lambda number: -lifted[number]) == [2, 0, 1, 4, 3], "the best of those named first"
-    assert named_first("What happens at 24 seconds?", rows, scores)[0] == scores[0], "chunks are half open"
-    assert named_first("What happens at 00:30?", [], []) == []
 
 
 def row(video: str, start_s: float, video_start_h: float | None) -> dict[str, Any]:
@@ -136,7 +122,7 @@ def test_a_segment_that_does_not_fit_gives_its_best_chunks_in_order() -> None:
     rows = [
         {"chunk_id": name, "num_tokens": 39, "num_groups": 1, "group_time_tokens": [3]} for name in ("a", "b", "c", "d")
     ]
-    scores = {"a": 0.1, "b": 0.9, "c": 0.2, "d": 0.5}  # 3 + 36 // 4 = 12 tokens each as sparse KV
+    scores = [0.1, 0.9, 0.2, 0.5]  # 3 + 36 // 4 = 12 tokens each as sparse KV
     assert [row["chunk_id"] for row in best_that_fit(rows, scores, 4, 48)] == ["a", "b", "c", "d"]
     assert [row["chunk_id"] for row in best_that_fit(rows, scores, 4, 35)] == ["b", "d"]
     assert best_that_fit(rows, scores, 4, 11) == []

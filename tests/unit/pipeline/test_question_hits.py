@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 
 from indexers.records import VectorHit
-from indexers.scope import EVERYTHING
-from pipeline.question_hits import MOST_LINES, join_hits, question_hits, question_lines
+from indexers.scope import EVERYTHING, Scope
+from pipeline.question_hits import MOST_LINES, QuestionHits, join_hits, question_hits, question_lines
 from tests.unit.pipeline.samples import hit
 
 CHOICE = "Which of these happens?\nA. a dog runs\n\n(B) a red car drives\n c) a van parks \nD: nothing"
@@ -71,8 +73,65 @@ def test_every_line_is_embedded_and_searched_in_scope() -> None:
 
     reader: Any = SimpleNamespace(
         text_encoder=SimpleNamespace(embed=lambda texts: np.asarray([[len(text)] for text in texts])),
-        store=SimpleNamespace(search_vectors=search),
+        store=SimpleNamespace(search_vectors=search, visible_videos=lambda scope: []),
     )
     question_hits(reader, "What?\nA. red\nB. green", EVERYTHING)
     assert [vector for vector, _, _ in seen] == [[5], [3], [5]]
     assert {scope for _, scope, _ in seen} == {EVERYTHING}
+
+
+class FakeStore:
+    """Two groups of each camera's only video; the index finds those of ``shop`` before any of ``gate``."""
+
+    def __init__(self, cameras: Sequence[str], segments: int = 1) -> None:
+        self.videos = [SimpleNamespace(video_id=f"of {camera}", camera=camera) for camera in cameras]
+        self.num_segments = segments
+        self.asked: list[Scope] = []
+
+    def visible_videos(self, scope: Scope) -> list[Any]:
+        return [video for video in self.videos if scope.cameras is None or video.camera in scope.cameras]
+
+    def segments(self, video_id: str) -> list[Any]:
+        return [
+            SimpleNamespace(segment_id=f"{video_id}-{number}", start_s=600.0 * number, end_s=600.0 * (number + 1))
+            for number in range(self.num_segments)
+        ]
+
+    def search_vectors(self, vector: np.ndarray, scope: Scope, limit: int) -> list[VectorHit]:
+        self.asked.append(scope)
+        shown = self.visible_videos(scope)
+        found = [
+            replace(hit(video.video_id, index, 0.5 - 0.1 * number - 0.01 * index), camera=video.camera)
+            for number, video in enumerate(self.videos)
+            for index in range(2)
+            if video in shown
+        ]
+        return found[:2]
+
+
+def hits_of(store: FakeStore, question: str) -> QuestionHits:
+    reader: Any = SimpleNamespace(
+        store=store, text_encoder=SimpleNamespace(embed=lambda texts: np.zeros((len(texts), 1)))
+    )
+    return question_hits(reader, question, EVERYTHING)
+
+
+def test_segments_of_a_named_camera_are_looked_up_and_come_first() -> None:
+    store = FakeStore(["shop", "gate"])
+    assert hits_of(store, "Who runs?").best_segments(2) == ["of shop-0"]
+    found = hits_of(store, "Who runs at the gate?")
+    assert found.best_segments(2) == ["of gate-0", "of shop-0"]
+    assert found.best_segments(1) == ["of gate-0"]
+    assert found.segments["of gate-0"] < found.segments["of shop-0"], "the similarities stay what they are"
+    assert store.asked[-1].cameras == {"gate"}
+    hits_of(FakeStore(["gate"]), "Who runs at the gate?")
+    assert store.asked[0] == EVERYTHING
+
+
+@pytest.mark.parametrize(("cameras", "expected"), [(["gate"], "of gate-3"), (["gate", "shop"], "of gate-0")])
+def test_a_named_time_brings_its_segment_in_where_one_video_is_meant(cameras: list[str], expected: str) -> None:
+    found = hits_of(FakeStore(cameras, segments=6), "What happens at 31:40?")
+    assert found.best_segments(1) == [expected]
+    assert hits_of(FakeStore(cameras, segments=6), "What happens at the gate at 31:40?").best_segments(1) == [
+        "of gate-3"
+    ]
