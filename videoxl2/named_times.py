@@ -1,14 +1,24 @@
-"""Times that a question names, as text: "at 17 seconds", "141 to 147 seconds", "from 02:21 to 02:27", "at 1:02:03"."""
+"""What a time looks like in a text: "at 17 seconds", "141 to 147 seconds", "from 02:21 to 02:27", "at 1:02:03".
+
+Which times a question names, and whether a text is nothing but a time, as options are and answers to "when".
+"""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+TimeForm = Literal["seconds", "clock"]
 
 _UNIT = r"(?P<unit>s|secs?|seconds?|min|minutes?)"
 _NUMBER = r"\d+(?:\.\d+)?"
 _TIME = re.compile(
     r"(?<![\d:])(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)(?![\d:])"
     rf"|(?<![\d.:])(?P<number>{_NUMBER})(?=(?:\s*(?:to|and|or|-|–)\s*{_NUMBER})?\s*{_UNIT}\b)"
+)
+_FORMS: tuple[tuple[TimeForm, re.Pattern[str]], ...] = (
+    ("seconds", re.compile(r"(?:\d+ to )?\d+ seconds")),
+    ("clock", re.compile(r"(?:\d+:\d\d to )?\d+:\d\d")),
 )
 _RANGE = re.compile(r"\s*(?:s|secs?|seconds?|min|minutes?)?\s*(?:to|and|until|-|–)\s*")
 
@@ -35,6 +45,11 @@ def spans_named(question: str) -> list[tuple[float, float]]:
             spans.append((at_s, at_s))
             open_end = match.end()
     return spans
+
+
+def time_form(text: str) -> TimeForm | None:
+    """How a text that is a time or a span, and nothing else, says it: in seconds or as a clock does; else None."""
+    return next((name for name, form in _FORMS if form.fullmatch(text)), None)
 
 
 def names_time(question: str) -> bool:

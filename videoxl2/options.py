@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from videoxl2.named_times import TimeForm, time_form
 
 MOST_OPTIONS = 8
 OPTION_MARK = re.compile(r"^\(?([A-Za-z])[.):]\s+")
@@ -15,19 +17,16 @@ SECONDS_HINT = "Answer in seconds."
 CLOCK_HINT = "Answer with minutes and seconds."
 """What asks for a time of one form or the other; the training of ``tiny`` asks so too."""
 
-_TIMES = {
-    SECONDS_HINT: re.compile(r"(?:\d+ to )?\d+ seconds"),
-    CLOCK_HINT: re.compile(r"(?:\d+:\d\d to )?\d+:\d\d"),
-}
+_HINTS: Mapping[TimeForm, str] = {"seconds": SECONDS_HINT, "clock": CLOCK_HINT}
 
 _NAMES_A_PLACE = re.compile(r"\b(?:above|below|previous|following|preceding)\b|\b[A-Z] (?:and|or|&) [A-Z]\b")
 
 
 def time_hint(options: Sequence[str]) -> str | None:
     """What asks for an answer of the options' form where all of them are times of one form, else None."""
-    if not options:
-        return None
-    return next((hint for hint, form in _TIMES.items() if all(map(form.fullmatch, options))), None)
+    forms = {time_form(option) for option in options}
+    form = forms.pop() if len(forms) == 1 else None
+    return None if form is None else _HINTS[form]
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,6 @@ def task_id(item: Question) -> str:
 def figures_among(items: Sequence[AskedQuestion]) -> dict[str, Any]:
     """Share right of the questions that were asked so, of the same asked of their own video, and the difference."""
     asked = [item for item in items if item.among_answer is not None]
-
     questions = [item.question for item in asked]
     among = right_answers(questions, [item.among_answer or "" for item in asked])
     alone = right_answers(questions, [item.answers["bilevel"] for item in asked])

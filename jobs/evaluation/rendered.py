@@ -232,10 +232,11 @@ def _ask_archive(
     from pipeline.decode_worker import DecodeWorker
 
     reader, videos = open_reader(work / "archive")
-    uris = {videos[key].uri: key for key in facts}
+    uris = {key: videos[key].uri for key in facts}
+    keys = {uri: key for key, uri in uris.items()}
     by_video = {key: [item for item in questions if item.video == key] for key in facts}
     tasks: list[dict[str, Any]] = [
-        {"id": item.item_id, "kind": "ask", "question": item.question, "videos": [videos[key].uri]}
+        {"id": item.item_id, "kind": "ask", "question": item.question, "videos": [uris[key]]}
         for key, items in by_video.items()
         for item in items
     ]
@@ -251,11 +252,10 @@ def _ask_archive(
         for item in searches
     ]
     kinds = {key: known.camera_kind for key, known in facts.items()}
-    uris_of = {key: video.uri for key, video in videos.items()}
-    tasks_among = among.tasks_among(questions, kinds, uris_of, seed)
+    tasks_among = among.tasks_among(questions, kinds, uris, seed)
     tasks += tasks_among
     # Last, since the columns below are computed meanwhile and wait for the answers above.
-    tasks += [task for key, items in by_video.items() for task in curve_tasks(items, videos[key].uri)]
+    tasks += [task for key, items in by_video.items() for task in curve_tasks(items, uris[key])]
     asked: list[AskedQuestion] = []
     with (
         clock.stage("ask"),
@@ -294,7 +294,7 @@ def _ask_archive(
         found = []
         for search in searches:
             moments = process.result(search.item_id)["moments"]
-            spans: tuple[Span, ...] = tuple((uris[m["uri"]], m["start_s"], m["end_s"]) for m in moments)
+            spans: tuple[Span, ...] = tuple((keys[m["uri"]], m["start_s"], m["end_s"]) for m in moments)
             found.append(AskedSearch(search, spans, chance_of(search, facts, cameras)))
         answers_among = {task["id"]: process.result(task["id"])["answer"] for task in tasks_among}
         asked = [

@@ -162,43 +162,56 @@ def random_stretch(clips: Sequence[CachedClip], settings: StretchSettings, rng: 
     """A stretch of one of the lengths of ``settings``; clips are taken as often as they are long."""
     wanted = int(settings.groups[int(rng.integers(len(settings.groups)))])
     offset_s = GROUP_S * int(rng.integers(1, 900)) if rng.random() < settings.late_start else 0.0
-    kind = rng.random()
-    is_of_videos = kind < settings.videos and wanted >= 2 * _LEAST_GROUPS
+    drawn = rng.random()
+    kind = drawn if wanted >= 2 * _LEAST_GROUPS else 1.0
+    is_of_videos = kind < settings.videos
+    cuts, times = _random_cuts([clip.num_groups for clip in clips], wanted, offset_s, settings, rng, is_of_videos)
+    lengths = [cut.end - cut.first for cut in cuts]
+    starts_s = [times[first] for first in itertools.accumulate(lengths[:-1], initial=0)]
+    parts = [clips[cut.clip].facts(cut.first, cut.end, start_s) for cut, start_s in zip(cuts, starts_s, strict=True)]
+    labels = None
+    if settings.labelled:
+        labels = TokenLabels.join([clips[cut.clip].labels.part(cut.first, cut.end) for cut in cuts], lengths)
+    tokens_GPD = np.concatenate([clips[cut.clip].visual_GPD[cut.first : cut.end] for cut in cuts])
+    facts = join_facts(parts)
+    if is_of_videos and len(parts) > 1:
+        stamps, segments = _as_videos(lengths, tagged_facts(parts), settings, rng)
+        return Stretch(tokens_GPD, stamps, facts, tuple(cuts), labels, segments, tuple(times))
+    is_segmented = settings.videos <= kind < settings.videos + settings.segmented
+    segments = _as_segments(wanted, rng) if is_segmented else ()
+    return Stretch(tokens_GPD, tuple(times), facts, tuple(cuts), labels, segments)
+
+
+def _random_cuts(
+    lengths: Sequence[int],
+    wanted: int,
+    offset_s: float,
+    settings: StretchSettings,
+    rng: np.random.Generator,
+    is_of_videos: bool,
+) -> tuple[list[Cut], list[float]]:
+    """Cuts of clips of ``lengths`` that have ``wanted`` groups together, and the time of each group.
+
+    Cuts that will be videos are shorter, so that there are several, and leave no rest of fewer than ``_LEAST_GROUPS``.
+    """
     longest = max(_LEAST_GROUPS, math.ceil(wanted / int(rng.integers(2, _MOST_VIDEOS + 1)))) if is_of_videos else wanted
-    visual: list[NDArray[np.float16]] = []
     times: list[float] = []
-    parts: list[Facts] = []
     cuts: list[Cut] = []
-    ends = np.cumsum([clip.num_groups for clip in clips])
+    ends = np.cumsum(lengths)
     while len(times) < wanted:
         number = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
-        clip = clips[number]
-        length = min(wanted - len(times), clip.num_groups, longest)
+        length = min(wanted - len(times), lengths[number], longest)
         if rng.random() >= settings.whole:
             length = min(length, int(rng.integers(2, settings.longest_window + 1)))
         if is_of_videos and wanted - len(times) - length < _LEAST_GROUPS:
-            length = min(wanted - len(times), clip.num_groups)
-        first = int(rng.integers(clip.num_groups - length + 1))
+            length = min(wanted - len(times), lengths[number])
+        first = int(rng.integers(lengths[number] - length + 1))
         start_s = times[-1] + GROUP_S if times else offset_s
         if times and rng.random() < settings.gap:
             start_s += 24.0 * int(rng.integers(1, 6))
         cuts.append(Cut(number, first, first + length))
-        visual.append(clip.visual_GPD[first : first + length])
-        parts.append(clip.facts(first, first + length, start_s))
         times += [start_s + GROUP_S * group for group in range(length)]
-    labels = None
-    if settings.labelled:
-        shown = [clips[cut.clip].labels.part(cut.first, cut.end) for cut in cuts]
-        labels = TokenLabels.join(shown, [cut.end - cut.first for cut in cuts])
-    facts, tokens = join_facts(parts), np.concatenate(visual)
-    if is_of_videos and len(parts) > 1:
-        lengths = [cut.end - cut.first for cut in cuts]
-        stamps, segments = _as_videos(lengths, tagged_facts(parts), settings, rng)
-        return Stretch(tokens, stamps, facts, tuple(cuts), labels, segments, tuple(times))
-    segments = ()
-    if settings.videos <= kind < settings.videos + settings.segmented and wanted >= 2 * _LEAST_GROUPS:
-        segments = _as_segments(wanted, rng)
-    return Stretch(tokens, tuple(times), facts, tuple(cuts), labels, segments)
+    return cuts, times
 
 
 def _as_segments(num_groups: int, rng: np.random.Generator) -> tuple[Segment, ...]:

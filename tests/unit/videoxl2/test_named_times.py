@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoxl2.named_times import names_time, spans_named, times_named
+from videoxl2.named_times import names_time, spans_named, time_form, times_named
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,20 @@ def test_both_ways_to_say_a_span_are_read_alike(start: int, length: int) -> None
     end = start + length
     clock = " to ".join(f"{at // 60:02d}:{at % 60:02d}" for at in (start, end))
     assert spans_named(f"{start} to {end} seconds") == spans_named(f"Is it {clock}?") == [(start, end)]
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("17 seconds", "seconds"),
+        ("141 to 147 seconds", "seconds"),
+        ("02:21", "clock"),
+        ("02:21 to 02:27", "clock"),
+        ("at 02:21", None),
+        ("17", None),
+        ("02:21 to 17 seconds", None),
+        ("", None),
+    ],
+)
+def test_what_is_a_time_and_nothing_else(text: str, form: str | None) -> None:
+    assert time_form(text) == form
