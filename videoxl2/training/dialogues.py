@@ -28,7 +28,7 @@ from videoxl2.headers import header_text
 from videoxl2.named_times import names_time
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
 from videoxl2.training.priors import AnswerPriors
-from videoxl2.training.qa import QA, at_place, offers_times
+from videoxl2.training.qa import QA, asks_for_trousers, at_place, offers_times
 from videoxl2.training.questions import questions_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.scene import Scene
@@ -52,10 +52,13 @@ _WANTED: Mapping[str, float] = {
     "count": 1.5,
     "colour": 1.5,
     "what": 1.5,
+    "where": 1.5,
 }
 """How often each kind is asked where there is a choice; others count 1."""
 _TIMES_OFFERED = 3.0
 """How much rather a question with options is asked where these are times."""
+_TROUSERS_ASKED = 3.5
+"""How much rather one is asked that asks for the colour of trousers, which are learned later than all other colours."""
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,7 @@ def questions_about(
     number = Counter(item.kind for item in kept)
     weights = np.asarray([_WANTED.get(item.kind, 1.0) / number[item.kind] for item in kept])
     weights *= [_TIMES_OFFERED if offers_times(item) else 1.0 for item in kept]
+    weights *= [_TROUSERS_ASKED if asks_for_trousers(item) else 1.0 for item in kept]
     if priors is not None:
         weights *= [max(1.0, priors.weight(item)) for item in kept]
 

@@ -58,6 +58,11 @@ def offers_times(item: QA) -> bool:
     return time_hint(item.options) is not None
 
 
+def asks_for_trousers(item: QA) -> bool:
+    """Whether it asks for the colour of somebody's trousers, openly or with options."""
+    return "colour are the trousers" in item.question
+
+
 def blind_baseline(questions: Sequence[QA]) -> dict[str, float]:
     """Share answered rightly, by kind, by who never looks but knows the commonest answer of each kind."""
     answers: dict[str, Counter[str]] = {}

@@ -37,6 +37,7 @@ from videoxl2.training.perception import (
     PerceptionHeads,
     perceive,
     perception_loss,
+    place_score,
     set_scores,
     targets_of,
 )
@@ -436,7 +437,8 @@ def clip_sampler(
 
 @torch.no_grad()
 def check(modules: PerceptionModules, batches: Sequence[PerceptionBatch]) -> dict[str, float]:
-    """F1 of the visual tokens' readings, and how well groups are ranked for texts (mean average precision)."""
+    """F1 of the visual tokens' readings, how many of them tell their ``place``, and how well groups are ranked for
+    texts (mean average precision)."""
     scores: dict[str, list[float]] = {}
     device = modules.model.device
     for batch in batches:
@@ -446,6 +448,8 @@ def check(modules: PerceptionModules, batches: Sequence[PerceptionBatch]) -> dic
         logits = modules.heads.token(seen.tokens_GPD).transpose(1, 2).unflatten(2, (side, side))
         for name, value in set_scores(logits.cpu(), batch.targets.token_GHyx).items():
             scores.setdefault(name, []).append(value)
+        places_GPN = modules.heads.place(seen.tokens_GPD).cpu()
+        scores.setdefault("place", []).append(place_score(places_GPN, batch.targets.token_GHyx))
         vectors_GE = group_vectors(modules.dual, features_FPD)
         texts_BE = functional.normalize(modules.dual.text(batch.text_BT.to(device)), dim=-1)
         ranked_BG = (texts_BE @ vectors_GE.T).cpu()

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
+from videoxl2.training import dialogues
 from videoxl2.training.dialogues import Stretch, questions_about
 from videoxl2.training.facts import script_facts
 from videoxl2.training.priors import AnswerPriors, OptionBalance
-from videoxl2.training.qa import QA, offers_times
+from videoxl2.training.qa import QA, asks_for_trousers, offers_times
 from videoxl2.training.questions import questions_of
 from videoxl2.training.random_scenes import CAMERA_KINDS, random_scene
 
@@ -65,3 +66,16 @@ def test_wording_tells_less_of_the_questions_that_are_asked_with_priors() -> Non
     before, after = np.mean(guessed[False]), np.mean(guessed[True])
     assert len(guessed[True]) > 160
     assert before > 0.36 and after < before - 0.08, (before, after)
+
+
+def test_trousers_are_asked_about_rather_than_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share() -> float:
+        asked = [item for seen in stretches(range(20)) for item in questions_about(seen, 3, 10, 12)]
+        return sum(map(asks_for_trousers, asked)) / len(asked)
+
+    rather = share()
+    monkeypatch.setattr(dialogues, "_TROUSERS_ASKED", 1.0)
+    assert rather > 1.5 * share() > 0
+    assert not asks_for_trousers(
+        QA("choice", "What does the person in a red shirt and blue trousers do?", "A", ("walks", "runs"), None, ())
+    )

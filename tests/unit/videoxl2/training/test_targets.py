@@ -21,6 +21,8 @@ from videoxl2.training.perception import (
     anchor_cells,
     colour_outputs,
     perception_loss,
+    place_loss,
+    place_score,
     set_loss,
     set_scores,
     set_weights,
@@ -269,11 +271,12 @@ def test_nothing_is_learned_of_colours_that_are_not_true(targets: tuple[np.ndarr
 def test_recoloured_frames_teach_the_rest(small_spec: ModelSpec) -> None:
     torch.manual_seed(0)
     heads = PerceptionHeads(small_spec)
-    owners = np.ones((8, 4, 4), np.uint8)
+    grid = small_spec.dts.grid
+    owners = np.ones((8, grid, grid), np.uint8)
     seen = Perceived(
-        torch.randn(8, small_spec.vision.width, 4, 4),
-        torch.randn(2, 16, small_spec.dts.channels),
-        torch.randn(2, 4, small_spec.language.width),
+        torch.randn(8, small_spec.vision.width, grid, grid),
+        torch.randn(2, grid * grid, small_spec.dts.channels),
+        torch.randn(2, small_spec.tokens_per_group, small_spec.language.width),
     )
 
     def gradients(coloured: list[bool]) -> torch.Tensor:
@@ -284,3 +287,20 @@ def test_recoloured_frames_teach_the_rest(small_spec: ModelSpec) -> None:
 
     assert bool((gradients([True, False]) > 0).all())
     assert (gradients([False, False]) > 0).tolist() == [True, False, False, True, True]
+
+
+def test_a_token_is_taught_where_it_is_most_of_all_one_that_shows_something() -> None:
+    sets_GHyx = torch.zeros(2, 3, 2, 2)
+    sets_GHyx[1, 0, 0, 1] = 1  # row 0, column 1: token 1
+    told_PN = torch.tensor([[1.0, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]])  # rows, then columns
+    right_GPN = 20.0 * told_PN.expand(2, 4, 4)
+    assert float(place_loss(right_GPN, sets_GHyx)) < 1e-6 and place_score(right_GPN, sets_GHyx) == 1.0
+    assert float(place_loss(torch.zeros(2, 4, 4), sets_GHyx)) == pytest.approx(np.log(2), rel=1e-5)
+    losses, scores = [], []
+    for token in (1, 2):
+        turned = right_GPN.clone()
+        turned[1, token, 2:] = turned[1, token, 2:].flip(0)
+        losses.append(float(place_loss(turned, sets_GHyx)))
+        scores.append(place_score(turned, sets_GHyx))
+    assert losses[0] > 10 * losses[1] > 0
+    assert scores == [0.0, 1.0]
