@@ -3,8 +3,8 @@
 Beside the answer the decoder learns where to look: some heads of the middle layers are told, for the token from which
 an answer begins, at which frame groups it can be seen (``grounding``). Answers alone teach that slowly, the more so the
 longer the video. And it learns what it looks at: what each visual token shows is read off its hidden states halfway up
-(``sight``, see ``token_labels``), and when that is (``clock``). A sample is made in ``language_samples``;
-``dialogue_attention`` is the pass over it.
+(``sight``, see ``token_labels``), and when and where that is (``clock``, ``place``). A sample is made in
+``language_samples``; ``dialogue_attention`` is the pass over it.
 
 Shapes: M tokens of prefix and video, A tokens of answers, E questions whose evidence is known, S tokens that are read,
 H heads or what there is to be told of them, D width.
@@ -39,7 +39,7 @@ def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
     """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
-    ``sight`` and ``clock`` where a head reads what tokens show, and when."""
+    ``sight``, ``clock`` and ``place`` where a head reads what tokens show, when and where."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
     logits_AV = reading.logits_AV.float()
@@ -54,8 +54,8 @@ def dialogue_losses(
             miss = reading.miss_LHE.mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
     if sight is not None and dialogue.shown is not None:
-        losses["sight"] = settings.sight_weight * sight.loss(reading.hidden_MD, dialogue.shown)
-        losses["clock"] = settings.sight_weight * sight.clock_loss(reading.hidden_MD, dialogue.shown)
+        told = sight(reading.hidden_MD, dialogue.shown).losses(dialogue.shown)
+        losses |= {name: settings.sight_weight * loss for name, loss in told.items()}
     return losses
 
 
@@ -82,7 +82,7 @@ def settle_sight(
                 if sample.shown is not None
             ]
         for _ in range(passes):
-            losses = [sight.loss(hidden_MD, shown) + sight.clock_loss(hidden_MD, shown) for hidden_MD, shown in seen]
+            losses = [sum(sight(hidden_MD, shown).losses(shown).values()) for hidden_MD, shown in seen]
             optimiser.zero_grad()
             torch.stack(losses).mean().backward()
             replicas.average_gradients(weights)
@@ -113,7 +113,7 @@ def train_language(
     if language.sight_weight == 0:
         sight = None
     elif sight is None:
-        sight = TokenReading(decoder.spec).to(decoder.device)
+        sight = TokenReading(decoder.spec, clips["train"][0].visual_GPD.shape[1]).to(decoder.device)
         if not (folder / "state.pt").exists():
             settle_sight(sight, decoder, feed.get)
 
@@ -148,22 +148,25 @@ def answer_accuracy(
     times are in ``choice`` and in ``choice of times``, and those about ``several videos`` in their kind and there.
 
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
-    what ``sight`` reads off visual tokens, ``sees time`` the share of the times' digits that it reads rightly.
+    what ``sight`` reads off visual tokens, ``sees time`` the share of the times' digits that it reads rightly and
+    ``sees place`` that of the tokens whose row and column it does.
     """
     rights: dict[str, list[float]] = {}
     by_level: dict[str, list[float]] = {}
     found: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
     digits: list[Tensor] = []
+    cells: list[Tensor] = []
     for dialogue in dialogues:
         is_answer = dialogue.target_T >= 0
         reading = read_dialogue(decoder, dialogue, grounded)
         if reading.miss_LHE is not None:
             found.append(reading.miss_LHE.neg().exp().flatten().cpu())
         if sight is not None and dialogue.shown is not None:
-            seen.append((sight(reading.hidden_MD, dialogue.shown).cpu(), dialogue.shown.set_SH))
-            read_SN = sight.digits(reading.hidden_MD, dialogue.shown).argmax(dim=-1).cpu()
-            digits.append((read_SN == dialogue.shown.digit_SN).flatten())
+            shown, read = dialogue.shown, sight(reading.hidden_MD, dialogue.shown)
+            seen.append((read.set_SH.cpu(), shown.set_SH))
+            digits.append((read.digit_SNX.argmax(dim=-1).cpu() == shown.digit_SN).flatten())
+            cells.append(read.cells().cpu() == shown.cell_S)
         is_right_A = reading.logits_AV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
         owners_A = dialogue.owner_T[is_answer]
         asked = zip(dialogue.kinds, dialogue.is_pooled, dialogue.times_offered, strict=True)
@@ -183,4 +186,5 @@ def answer_accuracy(
         logits_SH, sets_SH = (torch.cat(parts) for parts in zip(*seen, strict=True))
         shares |= {f"sees {name}": f1 for name, f1 in set_scores(logits_SH, sets_SH).items() if name in _TOLD_SIGHTS}
         shares["sees time"] = float(torch.cat(digits).float().mean())
+        shares["sees place"] = float(torch.cat(cells).float().mean())
     return shares

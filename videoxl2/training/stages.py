@@ -277,7 +277,7 @@ def _language(run: Run, stage: Stage, options: StageOptions, observe: Observer) 
     if stage == "instruction":
         taught: dict[str, torch.nn.Module] = {"language": model.language}
         if run.has("pretraining"):
-            taught["sight"] = sight = TokenReading(model.spec.language).to(device)
+            taught["sight"] = sight = TokenReading(model.spec.language, model.spec.tokens_per_group).to(device)
         run.load("pretraining", taught)
     language, on_step = LANGUAGE[stage], _on_step(settings, observe)
     if options.unfreeze:

@@ -6,14 +6,16 @@ which sees one group at a time: whether somebody stops or loiters, drops a bag o
 the decoder's lower half are read by a head that is thrown away afterwards, as those of stage ``perception`` are.
 
 They must also tell when their token's group is, digit by digit as answers say it: the timestamp before the group is
-written in other tokens than an answer, and who finds what was asked for must have the time at hand.
+written in other tokens than an answer, and who finds what was asked for must have the time at hand. And where in the
+picture the token is: visual tokens tell it, but answers alone did not teach the decoder to keep it.
 
 Shapes: F frames, G frame groups, P visual tokens per group, R rows of labels, M tokens of prefix and video, S tokens
-that are read, H outputs of a set, N digits of a time, D width.
+that are read, H outputs of a set, N digits of a time, Y rows and X columns of tokens in a picture, D width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,13 +76,14 @@ class TokenLabels:
 
 @dataclass(frozen=True, eq=False)
 class TokenTargets:
-    """Tokens whose hidden state is read: places [S] among prefix and video, what they show [S, H], weights [S] and the
-    digits [S, N] of the time of their group."""
+    """Tokens whose hidden state is read: places [S] among prefix and video, what they show [S, H], weights [S], the
+    digits [S, N] of the time of their group and their number [S] in it, row by row of the picture."""
 
     token_S: Tensor
     set_SH: Tensor
     weight_S: Tensor
     digit_SN: Tensor
+    cell_S: Tensor
 
 
 def time_digits(times_s: Sequence[float]) -> NDArray[np.int64]:
@@ -116,42 +119,62 @@ def choose_tokens(
         torch.from_numpy(sets_SH),
         torch.from_numpy(weights / weights.sum()).float(),
         torch.from_numpy(time_digits(times_s)[chosen // P]),
+        torch.from_numpy(chosen % P),
     )
 
 
 class TokenReading(nn.Module):
-    """Reads off a hidden state what its token shows and when; training only. From nothing, as ``PerceptionHeads``."""
+    """Reads off a hidden state what its token shows, when and where; training only. From nothing, as
+    ``PerceptionHeads``."""
 
-    def __init__(self, spec: LanguageSpec) -> None:
+    def __init__(self, spec: LanguageSpec, tokens_per_group: int) -> None:
         super().__init__()
+        self.side = math.isqrt(tokens_per_group)
         self.heads = nn.Linear(spec.width, SET_SIZE)
-        nn.init.zeros_(self.heads.weight)
-        nn.init.constant_(self.heads.bias, _RARITY)
         self.clock = nn.Linear(spec.width, _NUM_DIGITS * 10)
-        nn.init.zeros_(self.clock.weight)
+        self.place = nn.Linear(spec.width, 2 * self.side)
+        for head, rarity in ((self.heads, _RARITY), (self.clock, 0.0), (self.place, 0.0)):
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, rarity)
 
-    def forward(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
-        """Logits [S, H] of the tokens that ``targets`` names."""
-        return self.heads(hidden_MD.index_select(0, targets.token_S.to(hidden_MD.device)))
-
-    def loss(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
-        """Binary cross-entropy of all outputs of a token, weighted over tokens; what tells an action counts more."""
-        logits_SH = self(hidden_MD, targets).float()
-        sets_SH = targets.set_SH.to(logits_SH)
-        losses_SH = functional.binary_cross_entropy_with_logits(logits_SH, sets_SH, reduction="none")
-        return _LOSS_SCALE * (losses_SH @ set_weights().to(losses_SH)) @ targets.weight_S.to(losses_SH)
-
-    def digits(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
-        """Logits [S, N, 10] of the digits of the times."""
+    def forward(self, hidden_MD: Tensor, targets: TokenTargets) -> TokensRead:
+        """What is read off the tokens that ``targets`` names."""
         read_SD = hidden_MD.index_select(0, targets.token_S.to(hidden_MD.device))
-        return self.clock(read_SD).unflatten(1, (_NUM_DIGITS, 10))
+        row_SY, column_SX = self.place(read_SD).float().split(self.side, dim=-1)
+        digit_SNX = self.clock(read_SD).float().unflatten(1, (_NUM_DIGITS, 10))
+        return TokensRead(self.heads(read_SD).float(), digit_SNX, row_SY, column_SX)
 
-    def clock_loss(self, hidden_MD: Tensor, targets: TokenTargets) -> Tensor:
-        """Cross-entropy of the digits, the mean over them, weighted over tokens as what these show."""
-        logits_SNX = self.digits(hidden_MD, targets).float()
-        digit_SN = targets.digit_SN.to(logits_SNX.device)
-        losses_SN = functional.cross_entropy(logits_SNX.transpose(1, 2), digit_SN, reduction="none")
-        return losses_SN.mean(dim=1) @ targets.weight_S.to(losses_SN)
+
+@dataclass(frozen=True)
+class TokensRead:
+    """Logits of what tokens show [S, H], of the digits of their times [S, N, 10], of their rows and columns."""
+
+    set_SH: Tensor
+    digit_SNX: Tensor
+    row_SY: Tensor
+    column_SX: Tensor
+
+    def losses(self, targets: TokenTargets) -> dict[str, Tensor]:
+        """Weighted over tokens: ``sight``, binary cross-entropy of all outputs of a token, of which those that tell an
+        action count more; ``clock``, cross-entropy of the digits; ``place``, of row and column; each the mean over what
+        is told."""
+        weight_S = targets.weight_S.to(self.set_SH)
+        sets_SH = targets.set_SH.to(self.set_SH)
+        losses_SH = functional.binary_cross_entropy_with_logits(self.set_SH, sets_SH, reduction="none")
+        digit_SN = targets.digit_SN.to(weight_S.device)
+        losses_SN = functional.cross_entropy(self.digit_SNX.transpose(1, 2), digit_SN, reduction="none")
+        side, cell_S = self.row_SY.shape[1], targets.cell_S.to(weight_S.device)
+        rows_S = functional.cross_entropy(self.row_SY, cell_S // side, reduction="none")
+        columns_S = functional.cross_entropy(self.column_SX, cell_S % side, reduction="none")
+        return {
+            "sight": _LOSS_SCALE * (losses_SH @ set_weights().to(losses_SH)) @ weight_S,
+            "clock": losses_SN.mean(dim=1) @ weight_S,
+            "place": (rows_S + columns_S) @ weight_S / 2,
+        }
+
+    def cells(self) -> Tensor:
+        """The likeliest number of each token in its group, [S]."""
+        return self.row_SY.argmax(dim=-1) * self.row_SY.shape[1] + self.column_SX.argmax(dim=-1)
 
 
 def read_layer(spec: LanguageSpec) -> int:

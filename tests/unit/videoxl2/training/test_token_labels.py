@@ -62,8 +62,10 @@ def test_all_that_is_shown_is_read_and_a_part_of_the_rest(recording: Recording) 
     places = {span.time_end + p: (g, p) for g, span in enumerate(layout.spans) for p in range(9)}
     tokens = targets.token_S.tolist()
     assert len(set(tokens)) == len(tokens)
-    for token, set_H, digit_N in zip(tokens, targets.set_SH.numpy(), targets.digit_SN.tolist(), strict=True):
+    shown = zip(tokens, targets.set_SH.numpy(), targets.digit_SN.tolist(), targets.cell_S.tolist(), strict=True)
+    for token, set_H, digit_N, cell in shown:
         assert np.array_equal(set_H, sets_GPH[places[token]])
+        assert cell == places[token][1]
         seconds = round(times_s[places[token][0]])
         assert digit_N == [0, 0, *divmod(seconds, 10), 0, 0, *divmod(seconds, 10)]
     shows_S = targets.set_SH.any(dim=1)
@@ -84,23 +86,32 @@ def test_rare_actions_weigh_more() -> None:
 
 def test_losses_are_cross_entropy_weighted_over_tokens_and_outputs() -> None:
     spec = VideoXL2.from_pretrained("tiny").spec.language
-    reading = TokenReading(spec)
+    reading = TokenReading(spec, 9)
     rng = np.random.default_rng(3)
     sets = torch.from_numpy(rng.random((3, SET_SIZE)) < 0.2)
     digits = torch.from_numpy(time_digits([0.0, 59.6, 7384.0]))
-    targets = TokenTargets(torch.tensor([4, 0, 2]), sets, torch.tensor([0.5, 0.2, 0.3]), digits)
+    targets = TokenTargets(
+        torch.tensor([4, 0, 2]), sets, torch.tensor([0.5, 0.2, 0.3]), digits, torch.tensor([7, 0, 5])
+    )
     hidden_MD = torch.from_numpy(rng.normal(size=(6, spec.width))).float()
     with torch.no_grad():
         reading.heads.weight.normal_(std=0.1)
         share_SH = torch.sigmoid(reading.heads(hidden_MD[[4, 0, 2]]).double())
         likely_SH = torch.where(sets, share_SH, 1 - share_SH)
         expected = -0.1 * (targets.weight_S.double()[:, None] * set_weights().double() * likely_SH.log()).sum()
-        assert float(reading.loss(hidden_MD, targets)) == pytest.approx(float(expected), rel=1e-4)
+        assert float(reading(hidden_MD, targets).losses(targets)["sight"]) == pytest.approx(float(expected), rel=1e-4)
         reading.clock.weight.normal_(std=0.1)
         likely_SNX = torch.softmax(reading.clock(hidden_MD[[4, 0, 2]]).double().view(3, 8, 10), dim=-1)
         told_SN = likely_SNX.gather(2, digits[..., None])[..., 0].log()
         expected = -(targets.weight_S.double()[:, None] * told_SN / 8).sum()
-        assert float(reading.clock_loss(hidden_MD, targets)) == pytest.approx(float(expected), rel=1e-4)
+        assert float(reading(hidden_MD, targets).losses(targets)["clock"]) == pytest.approx(float(expected), rel=1e-4)
+        reading.place.weight.normal_(std=0.1)
+        read = reading(hidden_MD, targets)
+        rows_SY, columns_SX = reading.place(hidden_MD[[4, 0, 2]]).double().view(3, 2, 3).log_softmax(dim=-1).unbind(1)
+        told_S = (rows_SY[[0, 1, 2], [2, 0, 1]] + columns_SX[[0, 1, 2], [1, 0, 2]]) / 2
+        expected = -(targets.weight_S.double() * told_S).sum()
+        assert float(read.losses(targets)["place"]) == pytest.approx(float(expected), rel=1e-4)
+        assert read.cells().tolist() == (3 * rows_SY.argmax(dim=1) + columns_SX.argmax(dim=1)).tolist()
 
 
 @pytest.mark.parametrize(
