@@ -225,7 +225,7 @@ class _ModelRun:
 
         self._report(f"{self._name}: {hours:g} h")
         files = self._footage[: max(1, round(hours * 3600 / self._bench.file_s))]
-        self._scope, _ = self._reader.resolve(make_filters(videos=[str(file.path) for file in files]))
+        self._about = self._reader.resolve(make_filters(videos=[str(file.path) for file in files]))
         self._files = {video.video_id: file for video in self._reader.videos() for file in files if _is_of(video, file)}
         self._answers: dict[str, list[int]] = {}
         reference = self._way(ALL_DENSE, hours, self._all_dense, self._bench.questions)
@@ -312,7 +312,7 @@ class _ModelRun:
         prefix_ids, suffix_ids = model.tokenizer.prompt_parts(question)
         budget = min(self._reader.settings.query.max_context_tokens, model.spec.language.max_positions)
         budget -= len(prefix_ids) + len(suffix_ids) + self._bench.answer_tokens
-        return plan_context(self._reader, question, self._scope, budget)
+        return plan_context(self._reader, question, self._about, budget)
 
     def _load(self, plan: Sequence[PlannedChunk]) -> _Context:
         from pipeline.ask import context_pieces

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from indexers.errors import StoreError
 from indexers.records import VideoRow, make_group_id, rows_of
-from indexers.scope import Scope
 from pipeline.chunk_scores import score_chunks
 from pipeline.errors import ConfigError, EvidenceUnavailable, StorageError, UsageError
 from pipeline.evidence import evidence_for
@@ -25,7 +24,7 @@ from pipeline.kv_source import LoadedKV
 from pipeline.planner import ReusePlan
 from pipeline.query import interval_fields
 from pipeline.question_hits import question_hits
-from pipeline.reader import ArchiveReader, Filters
+from pipeline.reader import ArchiveReader, Filters, Resolved
 from pipeline.results import Answer, Citation, Context, Coverage, Timings
 from videoxl2.headers import header_text
 from videoxl2.options import MOST_OPTIONS
@@ -70,18 +69,18 @@ def ask(
     limit = reader.settings.query.max_new_tokens if max_new_tokens is None else max_new_tokens
     if limit < 1:
         raise UsageError(f"--max-new-tokens {limit} must be at least 1")
-    scope, coverage = reader.resolve(filters)
-    if coverage.is_empty:
-        return _abstain(question, coverage, reader.notices)
+    about = reader.resolve(filters)
+    if about.coverage.is_empty:
+        return _abstain(question, about.coverage, reader.notices)
     model = reader.model
     prefix_ids, suffix_ids = model.tokenizer.prompt_parts(question)
 
     started = time.perf_counter()
     budget = min(reader.settings.query.max_context_tokens, model.spec.language.max_positions)
     budget -= len(prefix_ids) + len(suffix_ids) + limit
-    plan = plan_context(reader, question, scope, budget, reuse=reuse)
+    plan = plan_context(reader, question, about, budget, reuse=reuse)
     if not plan:
-        return _abstain(question, coverage, reader.notices)
+        return _abstain(question, about.coverage, reader.notices)
     way = ReusePlan(reader, plan, reuse)
     retrieve_s = time.perf_counter() - started
 
@@ -127,7 +126,7 @@ def ask(
             tokens=begun.context_tokens + len(suffix_ids),
             kv_bytes_read=loaded.bytes_read,
         ),
-        coverage=coverage,
+        coverage=about.coverage,
         token_ids=tuple(token_ids),
         notices=reader.notices,
     )
@@ -170,7 +169,7 @@ def _begin_answer(way: ReusePlan, videos: dict[str, VideoRow], question: str, li
 
 
 def plan_context(
-    reader: ArchiveReader, question: str, scope: Scope, budget: int, *, reuse: str = "auto"
+    reader: ArchiveReader, question: str, about: Resolved, budget: int, *, reuse: str = "auto"
 ) -> list[PlannedChunk]:
     """The chunks of the context in reading order, with levels, within ``budget`` tokens.
 
@@ -181,7 +180,7 @@ def plan_context(
     """
     from videoxl2.decode import select_levels
 
-    hits = question_hits(reader, question, scope)
+    hits = question_hits(reader, question, about)
     ranked = hits.best_segments(reader.settings.query.max_segments)
     compression = reader.manifest.recipe.compression
     sizes = reader.settings.ingest.levels

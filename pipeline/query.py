@@ -22,11 +22,11 @@ def search(reader: ArchiveReader, text: str, filters: Filters, limit: int) -> Se
         raise UsageError("the search text is empty")
     if limit < 1:
         raise UsageError(f"--limit {limit} must be at least 1")
-    scope, coverage = reader.resolve(filters)
-    if coverage.is_empty:
-        return SearchResult(query=text, moments=(), coverage=coverage, notices=reader.notices)
+    resolved = reader.resolve(filters)
+    if resolved.coverage.is_empty:
+        return SearchResult(query=text, moments=(), coverage=resolved.coverage, notices=reader.notices)
     vector_E = reader.text_encoder.embed([text])[0]
-    hits = reader.store.search_vectors(vector_E, scope, limit=max(limit * CANDIDATES_PER_MOMENT, 256))
+    hits = reader.store.search_vectors(vector_E, resolved.scope, limit=max(limit * CANDIDATES_PER_MOMENT, 256))
     videos = {video.video_id: video for video in reader.videos()}
     moments = []
     for rank, stretch in enumerate(find_stretches(hits, limit), start=1):
@@ -39,7 +39,7 @@ def search(reader: ArchiveReader, text: str, filters: Filters, limit: int) -> Se
                 evidence=evidence_for(reader, video, stretch.peak.group_id, first.start_s, last.end_s),
             )
         )
-    return SearchResult(query=text, moments=tuple(moments), coverage=coverage, notices=reader.notices)
+    return SearchResult(query=text, moments=tuple(moments), coverage=resolved.coverage, notices=reader.notices)
 
 
 def interval_fields(video: VideoRow, start_s: float, end_s: float) -> dict[str, Any]:

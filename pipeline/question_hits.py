@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from indexers.records import VectorHit
-from indexers.scope import Scope
 from pipeline.named_first import Named
-from pipeline.reader import ArchiveReader
+from pipeline.reader import ArchiveReader, Resolved
 from videoxl2.options import OPTION_MARK
 
 CANDIDATE_GROUPS = 512
@@ -52,19 +51,18 @@ def question_lines(question: str) -> list[str]:
     return lines if 1 < len(lines) <= MOST_LINES else [question]
 
 
-def question_hits(reader: ArchiveReader, question: str, scope: Scope) -> QuestionHits:
-    """The chunks in scope that are nearest to the question, and as many of the cameras that it names."""
+def question_hits(reader: ArchiveReader, question: str, about: Resolved) -> QuestionHits:
+    """The chunks in the scope ``about`` that are nearest to the question, and as many of the cameras that it names."""
     vectors = reader.text_encoder.embed(question_lines(question))
-    videos = reader.store.visible_videos(scope)
-    named = Named.in_question(question, {video.camera for video in videos if video.camera is not None})
-    scopes = [scope, replace(scope, cameras=named.cameras)] if named.cameras else [scope]
+    named = Named.in_question(question, {video.camera for video in about.videos if video.camera is not None})
+    scopes = [about.scope, replace(about.scope, cameras=named.cameras)] if named.cameras else [about.scope]
     found = [
         [reader.store.search_vectors(vector_E, part, limit=CANDIDATE_GROUPS) for part in scopes] for vector_E in vectors
     ]
     hits = join_hits([_together(parts) for parts in found])
     ranks = {hit.segment_id: 1 for parts in found for hits in parts for hit in hits if hit.camera in named.cameras}
     if named.spans:
-        meant = [video for video in videos if video.camera in named.cameras] or videos
+        meant = [video for video in about.videos if video.camera in named.cameras] or about.videos
         at_times = _segments_at(reader, named, [video.video_id for video in meant])
         ranks |= dict.fromkeys(at_times, 2)
         least = min(hits.segments.values(), default=-1.0)

@@ -74,6 +74,18 @@ def make_filters(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """Filters checked against an archive: their scope, its coverage, and the visible videos in it when a query began.
+
+    Videos that became visible since then may be among what is found.
+    """
+
+    scope: Scope
+    coverage: Coverage
+    videos: tuple[VideoRow, ...] = ()
+
+
 class ArchiveReader:
     """One archive, open for reading."""
 
@@ -129,8 +141,8 @@ class ArchiveReader:
         """The ledger's rows, newest state."""
         return self.store.videos()
 
-    def resolve(self, filters: Filters) -> tuple[Scope, Coverage]:
-        """The scope of a query and its coverage. Raises ``UsageError`` for a camera or video the archive lacks."""
+    def resolve(self, filters: Filters) -> Resolved:
+        """What a query is about. Raises ``UsageError`` for a camera or video the archive lacks."""
         rows = self.videos()
         known_cameras = {row.camera for row in rows if row.camera is not None}
         for camera in filters.cameras:
@@ -159,4 +171,5 @@ class ArchiveReader:
             before=filters.before,
             clock=scope.clock,
         )
-        return scope, coverage
+        in_scope = (row for row in rows if scope.admits(row.video_id, row.camera, row.start_time, row.end_time))
+        return Resolved(scope=scope, coverage=coverage, videos=tuple(row for row in in_scope if row.is_visible))

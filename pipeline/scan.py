@@ -43,12 +43,12 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
     """
     if max_per_day < 1:
         raise UsageError(f"--max-per-day {max_per_day} must be at least 1")
-    scope, coverage = reader.resolve(filters)
-    if coverage.is_empty:
-        return AnomalyResult(events=(), threshold=MIN_SCORE, coverage=coverage, notices=reader.notices)
+    resolved = reader.resolve(filters)
+    if resolved.coverage.is_empty:
+        return AnomalyResult(events=(), threshold=MIN_SCORE, coverage=resolved.coverage, notices=reader.notices)
     videos = {video.video_id: video for video in reader.videos()}
     per_camera: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for group in rows_of(reader.store.embeddings(scope, _COLUMNS)):
+    for group in rows_of(reader.store.embeddings(resolved.scope, _COLUMNS)):
         camera = videos[group["video_id"]].camera
         per_camera[group["video_id"] if camera is None else camera].append(group)
     found: list[Candidate] = []
@@ -76,7 +76,7 @@ def anomalies(reader: ArchiveReader, filters: Filters, max_per_day: int = DEFAUL
             found.extend(candidate for candidate in candidates if candidate.score >= cut)
     found.sort(key=lambda candidate: (-candidate.score, candidate.first["group_id"]))
     events = tuple(_event(reader, videos[candidate.first["video_id"]], candidate) for candidate in found)
-    return AnomalyResult(events=events, threshold=threshold, coverage=coverage, notices=reader.notices)
+    return AnomalyResult(events=events, threshold=threshold, coverage=resolved.coverage, notices=reader.notices)
 
 
 def _event(reader: ArchiveReader, video: VideoRow, candidate: Candidate) -> Event:

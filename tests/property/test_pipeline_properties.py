@@ -20,6 +20,8 @@ from pipeline.ask import _HEADER_ROOM, plan_context, sparse_tokens
 from pipeline.config import Settings
 from pipeline.coverage import MIN_GAP_S, coverage_of
 from pipeline.moments import find_stretches
+from pipeline.reader import Resolved
+from pipeline.results import Coverage
 from tests.unit.pipeline.samples import START, hit, tiny_recipe
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -149,9 +151,6 @@ class FakeStore:
                 facts = {"chunk_id": chunk_id, "group_id": chunk_id, "segment_id": segment_id, "video_id": video}
                 self.hits.append(VectorHit(**{**hit_fields(score), **facts}))
 
-    def visible_videos(self, scope: Any) -> list[Any]:
-        return []
-
     def search_vectors(self, vector: Any, scope: Any, limit: int) -> list[VectorHit]:
         return sorted(self.hits, key=lambda found: -found.score)[:limit]
 
@@ -184,7 +183,7 @@ def test_a_plan_fits_its_budget_takes_the_best_of_each_segment_and_keeps_a_video
         manifest=SimpleNamespace(recipe=RECIPE),
         text_encoder=SimpleNamespace(embed=lambda texts: np.zeros((1, 2))),
     )
-    plan = plan_context(reader, "what?", EVERYTHING, budget)
+    plan = plan_context(reader, "what?", Resolved(scope=EVERYTHING, coverage=Coverage(videos=1, hours=1.0)), budget)
     taken = {chunk.row["segment_id"] for chunk in plan}
     best = max(store.hits, key=lambda found: found.score)
     assert any(store.rows[key][0]["video_id"] for key in taken)

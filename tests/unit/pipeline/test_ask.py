@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from indexers.scope import EVERYTHING
 from indexers.testing import make_video
 from pipeline.ask import (
     _HEADER_ROOM,
@@ -23,7 +24,7 @@ from pipeline.ask import (
 from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.kv_source import LoadedKV
-from pipeline.reader import Filters
+from pipeline.reader import Filters, Resolved
 from pipeline.results import Coverage
 from tests.unit.pipeline.samples import START
 from videoxl2.decode import HeaderIds
@@ -94,8 +95,8 @@ class Reader:
     settings = Settings()
     notices = ("a notice",)
 
-    def resolve(self, filters: Filters) -> tuple[None, Coverage]:
-        return None, Coverage(videos=0, hours=0.0)
+    def resolve(self, filters: Filters) -> Resolved:
+        return Resolved(scope=EVERYTHING, coverage=Coverage(videos=0, hours=0.0))
 
 
 @pytest.mark.parametrize(

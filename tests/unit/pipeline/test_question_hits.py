@@ -13,6 +13,8 @@ import pytest
 from indexers.records import VectorHit
 from indexers.scope import EVERYTHING, Scope
 from pipeline.question_hits import MOST_LINES, QuestionHits, join_hits, question_hits, question_lines
+from pipeline.reader import Resolved
+from pipeline.results import Coverage
 from tests.unit.pipeline.samples import hit
 
 CHOICE = "Which of these happens?\nA. a dog runs\n\n(B) a red car drives\n c) a van parks \nD: nothing"
@@ -73,11 +75,15 @@ def test_every_line_is_embedded_and_searched_in_scope() -> None:
 
     reader: Any = SimpleNamespace(
         text_encoder=SimpleNamespace(embed=lambda texts: np.asarray([[len(text)] for text in texts])),
-        store=SimpleNamespace(search_vectors=search, visible_videos=lambda scope: []),
+        store=SimpleNamespace(search_vectors=search),
     )
-    question_hits(reader, "What?\nA. red\nB. green", EVERYTHING)
+    question_hits(reader, "What?\nA. red\nB. green", about())
     assert [vector for vector, _, _ in seen] == [[5], [3], [5]]
     assert {scope for _, scope, _ in seen} == {EVERYTHING}
+
+
+def about(videos: Sequence[Any] = ()) -> Resolved:
+    return Resolved(scope=EVERYTHING, coverage=Coverage(videos=len(videos), hours=1.0), videos=tuple(videos))
 
 
 class FakeStore:
@@ -88,9 +94,6 @@ class FakeStore:
         self.num_segments = segments
         self.asked: list[Scope] = []
 
-    def visible_videos(self, scope: Scope) -> list[Any]:
-        return [video for video in self.videos if scope.cameras is None or video.camera in scope.cameras]
-
     def segments(self, video_id: str) -> list[Any]:
         return [
             SimpleNamespace(segment_id=f"{video_id}-{number}", start_s=600.0 * number, end_s=600.0 * (number + 1))
@@ -99,7 +102,7 @@ class FakeStore:
 
     def search_vectors(self, vector: np.ndarray, scope: Scope, limit: int) -> list[VectorHit]:
         self.asked.append(scope)
-        shown = self.visible_videos(scope)
+        shown = [video for video in self.videos if scope.cameras is None or video.camera in scope.cameras]
         found = [
             replace(hit(video.video_id, index, 0.5 - 0.1 * number - 0.01 * index), camera=video.camera)
             for number, video in enumerate(self.videos)
@@ -113,7 +116,7 @@ def hits_of(store: FakeStore, question: str) -> QuestionHits:
     reader: Any = SimpleNamespace(
         store=store, text_encoder=SimpleNamespace(embed=lambda texts: np.zeros((len(texts), 1)))
     )
-    return question_hits(reader, question, EVERYTHING)
+    return question_hits(reader, question, about(store.videos))
 
 
 def test_segments_of_a_named_camera_are_looked_up_and_come_first() -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from indexers.anomaly import GroupScores
 from indexers.records import VideoRow, make_group_id, make_segment_id
+from indexers.scope import EVERYTHING
 from indexers.testing import make_video
 from pipeline.errors import UsageError
-from pipeline.reader import Filters
+from pipeline.reader import Filters, Resolved
 from pipeline.results import AnomalyResult, Coverage
 from pipeline.scan import MIN_SCORE, _day, _runs, anomalies
 from tests.unit.pipeline.samples import START
@@ -95,8 +96,8 @@ class Reader:
     def videos(self) -> list[VideoRow]:
         return self._videos
 
-    def resolve(self, filters: Filters) -> tuple[None, Coverage]:
-        return None, Coverage(videos=len(self._videos), hours=1.0)
+    def resolve(self, filters: Filters) -> Resolved:
+        return Resolved(scope=EVERYTHING, coverage=Coverage(videos=len(self._videos), hours=1.0))
 
 
 def quiet(*events: tuple[int, float], length: int = 60) -> list[float]:
