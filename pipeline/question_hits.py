@@ -1,10 +1,11 @@
 """Which chunks and segments a question is about, by the search index: each line of the question is looked up.
 
 A question with options has several lines ("Which of these happens?" and four things that may). Read as one text, its
-vector lies between all of them and near to none. Line by line each is what the search index knows: a description. What
-the lines find cannot be compared as it is, since a line that describes nothing is a little similar to everything;
-so the similarities of each line are made standard, and a chunk counts as much as it stands out for one of them. A
-question of one line keeps its similarities.
+vector lies between all of them and near to none. Line by line each is what the search index knows: a description. An
+option by itself may say less than it means ("red", asked of somebody's trousers), so it is looked up together with the
+line that asks for it. What the lines find cannot be compared as it is, since a line that describes nothing is a little
+similar to everything; so the similarities of each line are made standard, and a chunk counts as much as it stands out
+for one of them. A question of one line keeps its similarities.
 
 Segments of cameras that the question names come before all others, and so does the segment at a time that it names,
 where it can mean one video only: of several, each has times of its own.
@@ -46,8 +47,17 @@ class QuestionHits:
 
 
 def question_lines(question: str) -> list[str]:
-    """What is looked up: the lines, options without their letters; the whole question where they are too many."""
-    lines = [OPTION_MARK.sub("", line.strip()) for line in question.splitlines() if line.strip()]
+    """What is looked up: the lines, options after the line that asks for them and without their letters.
+
+    The whole question where there are too many of them.
+    """
+    lines: list[str] = []
+    asked = ""
+    for line in filter(None, map(str.strip, question.splitlines())):
+        mark = OPTION_MARK.match(line)
+        if mark is None:
+            asked = line
+        lines.append(line if mark is None else f"{asked} {line[mark.end() :]}".strip())
     return lines if 1 < len(lines) <= MOST_LINES else [question]
 
 

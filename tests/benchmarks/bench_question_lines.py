@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.question_hits import question_lines
 from videoxl2.dual_encoder import ImageEncoder
+from videoxl2.options import OPTION_MARK
 from videoxl2.relevance import standard_scores
 from videoxl2.text_tower import TextEncoder
 from videoxl2.training.dialogues import GROUP_S, CachedClip, Stretch, evidence_groups
@@ -33,12 +34,14 @@ LEAST_CHUNKS = 10
 MOST_EVIDENCE = 0.5
 Scores = NDArray[np.float64]
 
-WAYS: Mapping[str, Callable[[Scores, Scores], Scores]] = {
-    "as one text": lambda whole_C, lines_LC: whole_C,
-    "its first line": lambda whole_C, lines_LC: lines_LC[0],
-    "lines, similarities": lambda whole_C, lines_LC: lines_LC.max(axis=0),
-    "lines, standard scores": lambda whole_C, lines_LC: standard(lines_LC).max(axis=0),
+WAYS: Mapping[str, Callable[[Scores, Scores, Scores], Scores]] = {
+    "as one text": lambda whole_C, lines_LC, bare_LC: whole_C,
+    "its first line": lambda whole_C, lines_LC, bare_LC: lines_LC[0],
+    "lines, similarities": lambda whole_C, lines_LC, bare_LC: lines_LC.max(axis=0),
+    "lines, standard scores": lambda whole_C, lines_LC, bare_LC: standard(lines_LC).max(axis=0),
+    "options by themselves": lambda whole_C, lines_LC, bare_LC: standard(bare_LC).max(axis=0),
 }
+"""Scores of a question's chunks, from those of its text, of the lines that are looked up, and of bare options."""
 
 
 def main() -> None:
@@ -84,12 +87,18 @@ def asked(
         true_C = np.asarray([evidence_G[start : start + CHUNK_GROUPS].any() for start in starts])
         whole_1C = by_chunk(vectors_GE, text.embed([item.question]), starts)
         lines_LC = by_chunk(vectors_GE, text.embed(question_lines(item.question)), starts)
+        bare_LC = by_chunk(vectors_GE, text.embed(bare_lines(item.question)), starts)
         for way, score in WAYS.items():
-            best = np.argsort(-score(whole_1C[0], lines_LC), kind="stable")[:number]
+            best = np.argsort(-score(whole_1C[0], lines_LC, bare_LC), kind="stable")[:number]
             found.append((item.kind, way, float(true_C[best].any())))
         missed = math.comb(len(starts) - int(true_C.sum()), number) / math.comb(len(starts), number)
         found.append((item.kind, "by chance", 1 - missed))
     return found
+
+
+def bare_lines(question: str) -> list[str]:
+    """The lines, options without what asks for them."""
+    return [OPTION_MARK.sub("", line.strip()) for line in question.splitlines() if line.strip()]
 
 
 def standard(lines_LC: Scores) -> Scores:

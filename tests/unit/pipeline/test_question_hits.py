@@ -20,9 +20,18 @@ from tests.unit.pipeline.samples import hit
 CHOICE = "Which of these happens?\nA. a dog runs\n\n(B) a red car drives\n c) a van parks \nD: nothing"
 
 
-def test_options_are_looked_up_without_their_letters() -> None:
-    lines = ["Which of these happens?", "a dog runs", "a red car drives", "a van parks", "nothing"]
-    assert question_lines(CHOICE) == lines
+def test_options_are_looked_up_with_what_asks_for_them_and_without_their_letters() -> None:
+    asked = "Which of these happens?"
+    options = [f"{asked} {option}" for option in ("a dog runs", "a red car drives", "a van parks", "nothing")]
+    assert question_lines(CHOICE) == [asked, *options]
+    assert question_lines("Of the gate.\nWhat is red?\nA. a dog\nB. a van\nAnswer:") == [
+        "Of the gate.",
+        "What is red?",
+        "What is red? a dog",
+        "What is red? a van",
+        "Answer:",
+    ]
+    assert question_lines("A. a dog\nB. a van") == ["a dog", "a van"], "options that nothing asks for"
     assert question_lines("Does A. Smith run?") == ["Does A. Smith run?"], "one line stays what it is"
     many = "\n".join(f"line {number}" for number in range(MOST_LINES + 1))
     assert question_lines(many) == [many]
@@ -78,7 +87,7 @@ def test_every_line_is_embedded_and_searched_in_scope() -> None:
         store=SimpleNamespace(search_vectors=search),
     )
     question_hits(reader, "What?\nA. red\nB. green", about())
-    assert [vector for vector, _, _ in seen] == [[5], [3], [5]]
+    assert [vector for vector, _, _ in seen] == [[len("What?")], [len("What? red")], [len("What? green")]]
     assert {scope for _, scope, _ in seen} == {EVERYTHING}
 
 
