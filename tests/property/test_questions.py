@@ -388,8 +388,29 @@ def test_combinations_kept_for_the_test_never_occur_in_training(asked: Asked) ->
         for item in questions:
             if item.kind in ("describe", "events", "when", "where", "order", "exists", "what"):
                 for words in words_of(f"{item.question} {item.answer}"):
-                    # "a dog stays with a person": only what is shown counts; wrong options may name anything.
                     assert first_split(*words) == "train", (words, item)
+
+
+def claims_of(item: QA) -> list[str]:
+    """What each option says, as a sentence."""
+    stem = item.question.split("\n")[0]
+    if match := re.match(r"What (?:does|is) (.*?) (?:do|doing)\?", stem):
+        return [f"{match[1]} {option}" for option in item.options]
+    if match := re.match(r"Who (.*)\?", stem):
+        return [f"{option} {match[1]}" for option in item.options]
+    if match := re.match(r"What colour are the trousers of the person in an? (\w+) shirt\?", stem):
+        return [f"a person in a {match[1]} shirt and {option} trousers" for option in item.options]
+    return list(item.options)
+
+
+def test_no_wrong_option_names_what_is_kept_for_the_test(asked: Asked) -> None:
+    """Else it would be wrong whenever training offers it, and right in the test."""
+    choices = [item for item in all_questions(asked) if item.kind == "choice"]
+    named = [(item, words) for item in choices for claim in claims_of(item) for words in words_of(claim)]
+    assert len(named) > 1000 and len({words[0] for _, words in named}) > 2
+    assert "shirt" in {words[0] for _, words in named}
+    for item, words in named:
+        assert first_split(*words) == "train", (words, item)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

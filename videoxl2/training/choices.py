@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from videoxl2.training.asker import Asker, base_of, first_made, who_does
 from videoxl2.training.claims import PALETTES, PERSON_ACTIONS, Claim
+from videoxl2.training.episodes import TROUSERS
 from videoxl2.training.facts import Interval
+from videoxl2.training.held_back import answers_alike, deeds_held_back
 from videoxl2.training.open_questions import ask_colour, ask_count, ask_who_did
 from videoxl2.training.qa import QA
 from videoxl2.training.wording import LETTERS, colour_of, noun_phrase, span_words, verb_phrase
@@ -41,8 +43,9 @@ def _choice_open(asker: Asker) -> QA | None:
         return _with_options(asker, made.question, made.answer, wrong, made.interval, made.evidence_ids)
     item = next(asker.facts.object(i) for i in made.evidence_ids if not i.startswith("event-"))
     is_trousers = "trousers" in made.question
-    palette = ("blue", "black", "grey", "brown", "white", "green") if is_trousers else PALETTES[item.kind]
-    return _with_options(asker, made.question, made.answer, list(palette), made.interval, made.evidence_ids)
+    kept_back = answers_alike(asker.facts, made, asker.split).held_back
+    wrong = [colour for colour in (TROUSERS if is_trousers else PALETTES[item.kind]) if colour not in kept_back]
+    return _with_options(asker, made.question, made.answer, wrong, made.interval, made.evidence_ids)
 
 
 def _choice_do(asker: Asker) -> QA | None:
@@ -53,10 +56,12 @@ def _choice_do(asker: Asker) -> QA | None:
         if not mine or who is None:
             continue
         event = asker.rare_first(mine)
+        kept_back = deeds_held_back(asker.split, item)
         wrong = [
             verb_phrase(action, "third")
             for action in PERSON_ACTIONS
             if Claim("person", colour_of(item), item.attributes["trousers"], action).is_false(asker.facts)
+            and action not in kept_back
             # Who does something else also walks there.
             and action != "walk"
         ]
@@ -73,7 +78,8 @@ def _choice_who(asker: Asker) -> QA | None:
     made = ask_who_did(asker)
     if made is None:
         return None
-    shirts = [noun_phrase("person", colour) for colour in PALETTES["person"]]
+    kept_back = answers_alike(asker.facts, made, asker.split).held_back
+    shirts = [who for colour in PALETTES["person"] if (who := noun_phrase("person", colour)) not in kept_back]
     return _with_options(asker, made.question, made.answer, shirts, made.interval, made.evidence_ids)
 
 

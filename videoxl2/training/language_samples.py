@@ -36,6 +36,7 @@ from videoxl2.training.dialogues import (
     questions_about,
     random_stretch,
 )
+from videoxl2.training.held_back import answers_alike
 from videoxl2.training.priors import AnswerPriors
 from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.tiles import VideoTiles, tile_video
@@ -128,8 +129,13 @@ class Asking:
 class Dialogue:
     """One sample as tokens. ``token_T`` are those of headers and questions, asking by asking. ``target_T`` is the next
     token where that is part of an answer, else -100; ``weight_T`` weighs it. ``owner_T`` is the question that a token
-    belongs to, -1 for headers; ``kinds``, ``is_pooled``, ``times_offered`` tell of each question what it asks for,
-    whether some chunks were sparse, and whether its options are times, ``is_of_videos`` whether there are several.
+    belongs to, -1 for headers; ``kinds``, ``is_pooled``, ``times_offered``, ``never_shown`` tell of each question what
+    it asks for, whether some chunks were sparse, whether its options are times, and whether training must not show its
+    answer, ``is_of_videos`` whether there are several.
+
+    ``silent_N2`` are places in T and tokens of the vocabulary that the loss leaves out of what is predicted there: they
+    begin answers that training must not show (``held_back``). ``beside_R2`` names, by their number in it, the tokens
+    that begin wrong answers at the same place, one at a time.
 
     ``tiles`` is who sees whom while the video is prefilled, ``prefill_position_M`` its positions then. ``shown`` is
     what visual tokens show, where that is taught.
@@ -144,9 +150,12 @@ class Dialogue:
     owner_T: Tensor
     target_T: Tensor
     weight_T: Tensor
+    silent_N2: Tensor
+    beside_R2: Tensor
     kinds: tuple[str, ...] = ()
     is_pooled: tuple[bool, ...] = ()
     times_offered: tuple[bool, ...] = ()
+    never_shown: tuple[bool, ...] = ()
     is_of_videos: bool = False
     shown: TokenTargets | None = None
 
@@ -196,9 +205,11 @@ def make_dialogue(
         _owners(spoken),
         torch.tensor([target for one in spoken_ones for target in one.targets]),
         torch.tensor([weight * share for one in spoken_ones for weight in one.weights]),
+        *_silent(spoken_ones),
         tuple(item.kind for _, items in dealt for item in items),
         tuple(one is not None for one, items in dealt for _ in items),
         tuple(offers_times(item) for _, items in dealt for item in items),
+        tuple(item.answer in answers_alike(stretch.facts, item).held_back for _, items in dealt for item in items),
         stretch.is_of_videos,
         None if stretch.labels is None else choose_tokens(stretch.labels, layout, stretch.times_s, rng),
     )
@@ -207,18 +218,19 @@ def make_dialogue(
 @dataclass(frozen=True)
 class _Spoken:
     """A question and its answer as tokens. ``looks``: at which of them to look at which groups [G], and how much that
-    counts."""
+    counts; ``silent``: after which of them which token is no wrong answer, and which others are."""
 
     tokens: list[int]
     targets: list[int]
     weights: list[float]
     looks: list[tuple[int, np.ndarray, float]]
+    silent: list[tuple[int, int, list[int]]]
 
 
 def _unasked(headers: Sequence[Sequence[int]]) -> _Spoken:
     """The headers of videos, one after another, which ask nothing."""
     tokens = [token for header in headers for token in header]
-    return _Spoken(tokens, [-100] * len(tokens), [0.0] * len(tokens), [])
+    return _Spoken(tokens, [-100] * len(tokens), [0.0] * len(tokens), [], [])
 
 
 def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: LanguageSettings) -> _Spoken:
@@ -239,6 +251,41 @@ def _spoken(tokenizer: Tokenizer, stretch: Stretch, item: QA, settings: Language
             *((place, look_G, 1 / len(named)) for place, look_G in named),
             *((before + place, look_G, share) for place, look_G, share in looks),
         ],
+        [(before + place, token, others) for place, token, others in _no_answers(tokenizer, stretch, item, answer)],
+    )
+
+
+def _no_answers(
+    tokenizer: Tokenizer, stretch: Stretch, item: QA, answer: Sequence[int]
+) -> list[tuple[int, int, list[int]]]:
+    """Where answers that training must not show go another way than the right one, with which token, and with which
+    ones the wrong answers do that it may show."""
+    alike = answers_alike(stretch.facts, item)
+    shown, held_back = (
+        {part for text in texts if (part := _where_it_parts(answer, tokenizer.encode(text))) is not None}
+        for texts in (alike.shown, alike.held_back)
+    )
+    return [
+        (place, token, [other for at, other in sorted(shown) if at == place])
+        for place, token in sorted(held_back - shown)
+    ]
+
+
+def _where_it_parts(answer: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
+    """The place at which the other answer goes another way, and its token there; None where it does not."""
+    both = enumerate(zip(answer, other, strict=False))
+    return next(((place, token) for place, (mine, token) in both if mine != token), None)
+
+
+def _silent(spoken: Sequence[_Spoken]) -> tuple[Tensor, Tensor]:
+    """The places and tokens of all of them [N, 2], and the tokens of wrong answers beside each [R, 2]."""
+    starts = np.cumsum([0, *(len(one.tokens) for one in spoken)])[:-1].tolist()
+    found = [(start + place, *rest) for start, one in zip(starts, spoken, strict=True) for place, *rest in one.silent]
+    beside = [(number, other) for number, (_, _, others) in enumerate(found) for other in others]
+    silent = [(place, token) for place, token, _ in found]
+    return (
+        torch.tensor(silent, dtype=torch.long).reshape(-1, 2),
+        torch.tensor(beside, dtype=torch.long).reshape(-1, 2),
     )
 
 

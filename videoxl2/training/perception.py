@@ -13,9 +13,7 @@ Shapes: G frame groups, F = 4 G frames, C width, Y and X cells, A actors, H outp
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,24 +25,23 @@ from torch.nn import functional
 from videoxl2.config import ModelSpec
 from videoxl2.dts import reinterpret_groups
 from videoxl2.model import VideoXL2
-from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS
+from videoxl2.training.label_sets import (
+    COLOUR,
+    FRAME_SIZES,
+    SET_SIZE,
+    TROUSERS,
+    colour_outputs,
+    group_sets,
+    set_weights,
+    sets_of_labels,
+)
+from videoxl2.training.silence import outputs_held_back
 from videoxl2.vision import resize_grid
 
-FRAME_SIZES = (len(CELL_KINDS), len(CELL_COLOURS), len(CELL_COLOURS), len(CELL_MOTIONS), len(CELL_ACTIONS))
-_PAIRS = ((0, 1), (1, 2), (1, 4), (0, 3), (0, 4))
-"""Which two labels of one actor are told together, as places in ``FRAME_SIZES``."""
-SET_SIZE = sum(FRAME_SIZES) + sum(FRAME_SIZES[a] * FRAME_SIZES[b] for a, b in _PAIRS) + len(CELL_KINDS)
-"""Outputs of a set; the last ones tell which kinds stand in the cell in the group's first frame."""
 _BACKGROUND_WEIGHT = 0.05
 _FRAME_LOSS_WEIGHT = 0.5
 _SET_LOSS_WEIGHT = 0.1
 _PLACE_LOSS_WEIGHT = 0.3
-COLOUR, TROUSERS, MOTION, ACTION = 1, 2, 3, 4
-"""The places of these labels in ``FRAME_SIZES``, and their rows in a recording's table of actors."""
-COMMON_ACTIONS = frozenset({"none", "enter", "leave", "walk", "drive", "open"})
-"""What most of what is seen does; the other actions are rare, and shown and weighed more."""
-_ACTION_WEIGHT = 3.0
-"""Actions are learned last, and most questions are about them."""
 
 
 @dataclass(frozen=True)
@@ -66,50 +63,6 @@ class GroupTargets:
             self.token_GHyx.to(device),
             self.coloured_G.to(device),
         )
-
-
-def actor_codes(actors_5A: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The outputs of a set that each actor turns on, [A, number of labels and pairs]; column 0 is the background."""
-    columns: list[NDArray[np.int64]] = []
-    base = 0
-    values = actors_5A.astype(np.int64)
-    for label, size in enumerate(FRAME_SIZES):
-        columns.append(base + values[label])
-        base += size
-    for a, b in _PAIRS:
-        columns.append(base + values[a] * FRAME_SIZES[b] + values[b])
-        base += FRAME_SIZES[a] * FRAME_SIZES[b]
-    return np.stack(columns, axis=1)
-
-
-def anchor_cells(owners_YX: NDArray[np.uint8], num_actors: int) -> list[tuple[int, int, int]]:
-    """For each actor that owns a cell (actor, y, x): the lowest of its cells nearest to its middle column."""
-    found: list[tuple[int, int, int]] = []
-    for actor in range(1, num_actors + 1):
-        rows, columns = np.nonzero(owners_YX == actor)
-        if rows.size:
-            lowest = rows == rows.max()
-            middle = int(np.abs(columns[lowest] - columns.mean()).argmin())
-            found.append((actor, int(rows.max()), int(columns[lowest][middle])))
-    return found
-
-
-def group_sets(
-    owners_FYX: NDArray[np.uint8], actors_F5A: NDArray[np.uint8], frames_per_group: int = 4
-) -> NDArray[np.bool_]:
-    """Sets per cell of each group, [G, H, Y, X]; frames are a whole number of groups."""
-    F, Y, X = owners_FYX.shape
-    sets = np.zeros((F // frames_per_group, SET_SIZE, Y, X), np.bool_)
-    first_kind = SET_SIZE - len(CELL_KINDS)
-    for frame in range(F):
-        group, codes_AK = frame // frames_per_group, actor_codes(actors_F5A[frame])
-        rows, columns = np.nonzero(owners_FYX[frame])
-        codes = codes_AK[owners_FYX[frame][rows, columns]]
-        sets[group, codes, rows[:, None], columns[:, None]] = True
-        if frame % frames_per_group == 0:
-            for actor, y, x in anchor_cells(owners_FYX[frame], actors_F5A.shape[2] - 1):
-                sets[group, first_kind + int(actors_F5A[frame, 0, actor]), y, x] = True
-    return sets
 
 
 def targets_of(
@@ -173,26 +126,36 @@ def perceive(model: VideoXL2, features_FPD: Tensor) -> Perceived:
 
 def perception_loss(heads: PerceptionHeads, seen: Perceived, targets: GroupTargets) -> dict[str, Tensor]:
     """The parts of the loss by name; their sum is what is minimised."""
-    frame_logits_FHYX = heads.frame(seen.maps_FCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    is_seen_FYX = targets.frame_F5YX[:, 0] > 0
-    seen_weight_FYX = torch.where(is_seen_FYX, 1.0, _BACKGROUND_WEIGHT)
-    coloured_F = targets.coloured_G.repeat_interleave(len(is_seen_FYX) // len(targets.coloured_G))
-    frame_loss = frame_logits_FHYX.new_zeros((), dtype=torch.float32)
-    for label, logits in enumerate(frame_logits_FHYX.float().split(FRAME_SIZES, dim=1)):
-        loss_FYX = functional.cross_entropy(logits, targets.frame_F5YX[:, label], reduction="none")
-        of_colour = label in (COLOUR, TROUSERS)
-        weight_FYX = seen_weight_FYX * coloured_F[:, None, None] if of_colour else seen_weight_FYX
-        frame_loss = frame_loss + (loss_FYX * weight_FYX).sum() / weight_FYX.sum().clamp(min=1e-6)
+    logits_FHYX = heads.frame(seen.maps_FCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     side = round(seen.merged_GSC.shape[1] ** 0.5)
     cell_GHYX = heads.cell(seen.merged_GSC).transpose(1, 2).unflatten(2, (side, side))
     small = round(seen.tokens_GPD.shape[1] ** 0.5)
     token_GHyx = heads.token(seen.tokens_GPD).transpose(1, 2).unflatten(2, (small, small))
     return {
-        "frame": _FRAME_LOSS_WEIGHT * frame_loss,
+        "frame": _FRAME_LOSS_WEIGHT * frame_loss(logits_FHYX, targets.frame_F5YX, targets.coloured_G),
         "cell": _SET_LOSS_WEIGHT * set_loss(cell_GHYX, targets.cell_GHYX, targets.coloured_G),
         "token": _SET_LOSS_WEIGHT * set_loss(token_GHyx, targets.token_GHyx, targets.coloured_G),
         "place": _PLACE_LOSS_WEIGHT * place_loss(heads.place(seen.tokens_GPD), targets.token_GHyx),
     }
+
+
+def frame_loss(logits_FHYX: Tensor, frame_F5YX: Tensor, coloured_G: Tensor) -> Tensor:
+    """Cross-entropy of each label of a cell among what training may show there (``silence``), averaged over cells;
+    empty cells weigh little, and colours count only where they are true."""
+    is_seen_FYX = frame_F5YX[:, 0] > 0
+    seen_weight_FYX = torch.where(is_seen_FYX, 1.0, _BACKGROUND_WEIGHT)
+    coloured_F = coloured_G.repeat_interleave(len(is_seen_FYX) // len(coloured_G))
+    silent_SH = outputs_held_back(sets_of_labels(frame_F5YX.movedim(1, -1)[is_seen_FYX]))
+    silent_FYXH = torch.zeros(*is_seen_FYX.shape, sum(FRAME_SIZES), dtype=torch.bool, device=logits_FHYX.device)
+    silent_FYXH[is_seen_FYX] = silent_SH[:, : sum(FRAME_SIZES)]
+    told_FHYX = logits_FHYX.float().masked_fill(silent_FYXH.movedim(-1, 1), -math.inf)
+    total = logits_FHYX.new_zeros((), dtype=torch.float32)
+    for label, logits in enumerate(told_FHYX.split(FRAME_SIZES, dim=1)):
+        loss_FYX = functional.cross_entropy(logits, frame_F5YX[:, label], reduction="none")
+        of_colour = label in (COLOUR, TROUSERS)
+        weight_FYX = seen_weight_FYX * coloured_F[:, None, None] if of_colour else seen_weight_FYX
+        total = total + (loss_FYX * weight_FYX).sum() / weight_FYX.sum().clamp(min=1e-6)
+    return total
 
 
 def place_loss(logits_GPN: Tensor, sets_GHyx: Tensor) -> Tensor:
@@ -212,41 +175,19 @@ def place_loss(logits_GPN: Tensor, sets_GHyx: Tensor) -> Tensor:
 
 
 def set_loss(logits_GHYX: Tensor, sets_GHYX: Tensor, coloured_G: Tensor) -> Tensor:
-    """Binary cross-entropy of all outputs of a cell, averaged over cells; empty cells weigh little, and what tells a
-    colour counts only where the colours are true."""
+    """Binary cross-entropy of all outputs of a cell but for what training must not show there (``silence``), averaged
+    over cells; empty cells weigh little, and what tells a colour counts only where the colours are true."""
+    is_shown_GYX = sets_GHYX.any(dim=1)
+    silent_GYXH = torch.zeros_like(sets_GHYX.movedim(1, -1), dtype=torch.bool)
+    silent_GYXH[is_shown_GYX] = outputs_held_back(sets_GHYX.movedim(1, -1)[is_shown_GYX])
     losses_GHYX = functional.binary_cross_entropy_with_logits(logits_GHYX.float(), sets_GHYX, reduction="none")
+    losses_GHYX = losses_GHYX.masked_fill(silent_GYXH.movedim(-1, 1), 0.0)
     weights_H = set_weights().to(losses_GHYX.device)
     colours_H = colour_outputs().to(losses_GHYX.device)
     weights_GH = torch.where(coloured_G[:, None] | ~colours_H, weights_H, 0.0)
     losses_GYX = torch.einsum("ghyx,gh->gyx", losses_GHYX, weights_GH)
-    weight_GYX = torch.where(sets_GHYX.any(dim=1), 1.0, _BACKGROUND_WEIGHT)
+    weight_GYX = torch.where(is_shown_GYX, 1.0, _BACKGROUND_WEIGHT)
     return (losses_GYX * weight_GYX).sum() / weight_GYX.sum()
-
-
-@functools.cache
-def set_weights() -> Tensor:
-    """How much each output of a set counts in the loss, [H]: what tells an action counts more."""
-    return 1 + (_ACTION_WEIGHT - 1) * _tells(ACTION).float()
-
-
-@functools.cache
-def colour_outputs() -> Tensor:
-    """Which outputs of a set tell a colour, of a shirt, body, coat or trousers, [H]."""
-    return _tells(COLOUR) | _tells(TROUSERS)
-
-
-def _tells(place: int) -> Tensor:
-    """Which outputs of a set tell the label at a place of ``FRAME_SIZES``, alone or in a pair, [H]."""
-    labels = [label == place for label, size in enumerate(FRAME_SIZES) for _ in range(size)]
-    pairs = [place in (a, b) for a, b in _PAIRS for _ in range(FRAME_SIZES[a] * FRAME_SIZES[b])]
-    standing = [False] * len(CELL_KINDS)
-    return torch.tensor([*labels, *pairs, *standing])
-
-
-def action_outputs(but: Collection[str]) -> list[int]:
-    """The outputs of a set that tell an action, but for those named."""
-    base = sum(FRAME_SIZES[:ACTION])
-    return [base + number for number, name in enumerate(CELL_ACTIONS) if name not in but]
 
 
 @torch.no_grad()
@@ -257,17 +198,3 @@ def place_score(logits_GPN: Tensor, sets_GHyx: Tensor) -> float:
     is_right_GP = row_GP * side + column_GP == torch.arange(side * side, device=logits_GPN.device)
     shows_GP = (sets_GHyx > 0.5).any(dim=1).flatten(1)
     return float((is_right_GP & shows_GP).sum()) / max(float(shows_GP.sum()), 1.0)
-
-
-@torch.no_grad()
-def set_scores(logits_GHYX: Tensor, sets_GHYX: Tensor) -> dict[str, float]:
-    """F1 of each label and pair at threshold 0.5, for validation."""
-    names = ["kind", "colour", "trousers", "motion", "action", "kind+colour", "shirt+trousers", "shirt+action"]
-    names += ["kind+motion", "kind+action", "standing"]
-    sizes = [*FRAME_SIZES, *(FRAME_SIZES[a] * FRAME_SIZES[b] for a, b in _PAIRS), len(CELL_KINDS)]
-    result: dict[str, float] = {}
-    parts = zip((logits_GHYX > 0).split(sizes, 1), (sets_GHYX > 0.5).split(sizes, 1), names, strict=True)
-    for guess, truth, name in parts:
-        both = float((guess & truth).sum())
-        result[name] = 2 * both / max(float(guess.sum() + truth.sum()), 1.0)
-    return result

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoxl2.training.claims import PALETTES, PERSON_ACTIONS, Claim
+from videoxl2.training.episodes import TROUSERS
 from videoxl2.training.facts import EventFact, Facts, Interval, ObjectFact
 from videoxl2.training.queries import claims_in, query_text
 
@@ -56,7 +57,8 @@ def batch_claims(known_ones: KnownClaims, num: int, rng: np.random.Generator) ->
     known = set(true)
     while len(chosen) < num:
         changed = vary(true[int(rng.integers(len(true)))], rng) if true else Claim("person", "red")
-        if changed not in known or rng.random() < 0.05:
+        # What training must not show would be false whenever it is said (``held_back``).
+        if changed.is_allowed("train") and (changed not in known or rng.random() < 0.05):
             known.add(changed)
             chosen.append(changed)
     return chosen
@@ -69,8 +71,7 @@ def vary(claim: Claim, rng: np.random.Generator) -> Claim:
     if claim.colour is not None:
         ways.append(replace(claim, colour=palette[int(rng.integers(len(palette)))]))
     if claim.trousers is not None:
-        others = ("blue", "black", "grey", "brown", "white", "green")
-        ways.append(replace(claim, trousers=others[int(rng.integers(len(others)))]))
+        ways.append(replace(claim, trousers=TROUSERS[int(rng.integers(len(TROUSERS)))]))
     if claim.action is not None and claim.kind == "person":
         ways.append(replace(claim, action=PERSON_ACTIONS[int(rng.integers(len(PERSON_ACTIONS)))]))
     if claim.trousers is None and claim.action is None:

@@ -12,6 +12,7 @@ H heads or what there is to be told of them, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from videoxl2.tokenizer import Tokenizer
 from videoxl2.training import replicas
 from videoxl2.training.dialogue_attention import read_dialogue
 from videoxl2.training.dialogues import CachedClip
+from videoxl2.training.label_sets import set_scores
 from videoxl2.training.language_samples import Dialogue, DialogueFeed, LanguageSettings, answer_priors
-from videoxl2.training.perception import set_scores
 from videoxl2.training.token_labels import TokenReading
 from videoxl2.training.trainer import TrainSettings, fit
 
 _CHECK_SEED = 999
 _SETTLING_RATE = 5e-3
+_LEVEL_WEIGHT = 0.3
 _TOLD_SIGHTS = ("kind+colour", "shirt+action", "kind+action")
 """What validation tells of what tokens show."""
 
@@ -38,25 +40,45 @@ _TOLD_SIGHTS = ("kind+colour", "shirt+action", "kind+action")
 def dialogue_losses(
     decoder: QwenDecoder, dialogue: Dialogue, settings: LanguageSettings, sight: TokenReading | None = None
 ) -> dict[str, Tensor]:
-    """``answer``: cross-entropy of the answers, each question alike; ``grounding`` where layers are told to look;
+    """``answer``: cross-entropy of the answers among all that training may show, each question alike; ``level``: how
+    much less likely than wrong ones those are that it must not show; ``grounding`` where layers are told to look;
     ``sight``, ``clock`` and ``place`` where a head reads what tokens show, when and where."""
     reading = read_dialogue(decoder, dialogue, settings.grounding_weight > 0)
     is_answer = dialogue.target_T >= 0
-    logits_AV = reading.logits_AV.float()
-    targets = dialogue.target_T[is_answer].to(logits_AV.device)
-    losses_A = functional.cross_entropy(logits_AV, targets, reduction="none")
-    losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(logits_AV.device)).sum()}
+    open_AV, level = _open_answers(reading.logits_AV.float(), dialogue)
+    targets = dialogue.target_T[is_answer].to(open_AV.device)
+    losses_A = functional.cross_entropy(open_AV, targets, reduction="none")
+    losses = {"answer": (losses_A * dialogue.weight_T[is_answer].to(open_AV.device)).sum(), "level": level}
     if settings.grounding_weight > 0:
         # A video without known evidence counts as found, so that the mean over samples has one of each.
-        miss = logits_AV.new_zeros(())
+        miss = open_AV.new_zeros(())
         if reading.miss_LHE is not None:
-            look_E = torch.cat([asking.look_E for asking in dialogue.askings]).to(logits_AV.device)
+            look_E = torch.cat([asking.look_E for asking in dialogue.askings]).to(open_AV.device)
             miss = reading.miss_LHE.mean(dim=(0, 1)) @ (look_E / look_E.sum())
         losses["grounding"] = settings.grounding_weight * miss
     if sight is not None and dialogue.shown is not None:
         told = sight(reading.hidden_MD, dialogue.shown).losses(dialogue.shown)
         losses |= {name: settings.sight_weight * loss for name, loss in told.items()}
     return losses
+
+
+def _open_answers(logits_AV: Tensor, dialogue: Dialogue) -> tuple[Tensor, Tensor]:
+    """The logits without those answers that training must not show, and how far these are below wrong ones.
+
+    Silence alone does not undo what earlier steps have taught: who has learned that nobody wears brown under red is not
+    contradicted. But where somebody in red wears grey, brown is no less likely than blue.
+    """
+    place_N, token_N = dialogue.silent_N2.T.to(logits_AV.device)
+    number_R, other_R = dialogue.beside_R2.T.to(logits_AV.device)
+    is_answer = (dialogue.target_T >= 0).to(logits_AV.device)
+    row_N = is_answer.cumsum(0)[place_N] - 1
+    silent_N, wrong_R = logits_AV[row_N, token_N], logits_AV[row_N[number_R], other_R].detach()
+    count_N = torch.zeros_like(silent_N).index_add(0, number_R, torch.ones_like(wrong_R))
+    wrong_N = torch.zeros_like(silent_N).index_add(0, number_R, wrong_R) / count_N.clamp(min=1)
+    short_N = functional.relu(wrong_N - silent_N) * (count_N > 0)
+    weight_N = dialogue.weight_T.to(short_N)[place_N] / (place_N[:, None] == place_N).sum(1).clamp(min=1)
+    never = logits_AV.new_full((), -math.inf)
+    return logits_AV.index_put((row_N, token_N), never), _LEVEL_WEIGHT * (short_N @ weight_N)
 
 
 def mean_losses(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -145,7 +167,8 @@ def answer_accuracy(
     kinds that are asked with all chunks ``dense`` and with some ``pooled``.
 
     Nobody knows every digit of a time: of each ``when`` the share of its tokens counts. Questions whose options are
-    times are in ``choice`` and in ``choice of times``, and those about ``several videos`` in their kind and there.
+    times are in ``choice`` and in ``choice of times``, those about ``several videos`` in their kind and there, and so
+    are those whose answer names what training was ``never shown``.
 
     ``grounding`` is the mean share of attention that the grounded heads have on the evidence, ``sees NAME`` the F1 of
     what ``sight`` reads off visual tokens, ``sees time`` the share of the times' digits that it reads rightly and
@@ -169,8 +192,8 @@ def answer_accuracy(
             cells.append(read.cells().cpu() == shown.cell_S)
         is_right_A = reading.logits_AV.argmax(dim=-1).cpu() == dialogue.target_T[is_answer]
         owners_A = dialogue.owner_T[is_answer]
-        asked = zip(dialogue.kinds, dialogue.is_pooled, dialogue.times_offered, strict=True)
-        for owner, (kind, is_pooled, offers_times) in enumerate(asked):
+        asked = zip(dialogue.kinds, dialogue.is_pooled, dialogue.times_offered, dialogue.never_shown, strict=True)
+        for owner, (kind, is_pooled, offers_times, never_shown) in enumerate(asked):
             mine = is_right_A[owners_A == owner].float()
             right = float(mine.mean() if kind == "when" else mine.min())
             rights.setdefault(kind, []).append(right)
@@ -178,6 +201,8 @@ def answer_accuracy(
                 rights.setdefault("several videos", []).append(right)
             if offers_times:
                 rights.setdefault("choice of times", []).append(right)
+            if never_shown:
+                rights.setdefault("never shown", []).append(right)
             by_level.setdefault("pooled" if is_pooled else "dense", []).append(right)
     shares = {kind: sum(right) / len(right) for kind, right in (*sorted(rights.items()), *sorted(by_level.items()))}
     if found:

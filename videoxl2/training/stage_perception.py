@@ -28,17 +28,14 @@ from videoxl2.text_tower import TextSpec, canonical_text
 from videoxl2.tokenizer import Tokenizer
 from videoxl2.training.errors import TrainingError
 from videoxl2.training.facts import Facts, Interval
+from videoxl2.training.label_sets import ACTION, COMMON_ACTIONS, MOTION, set_scores
 from videoxl2.training.paraphrases import paraphrase
 from videoxl2.training.perception import (
-    ACTION,
-    COMMON_ACTIONS,
-    MOTION,
     GroupTargets,
     PerceptionHeads,
     perceive,
     perception_loss,
     place_score,
-    set_scores,
     targets_of,
 )
 from videoxl2.training.recordings import Recording, finished_files

@@ -1,7 +1,7 @@
 """What each visual token shows, from the renderer's labels, so that the decoder can be taught more than answers.
 
 An answer is one or two tokens about a video of thousands. What stands in every cell and what it does is known as well
-(``perception.group_sets``), and a token that has seen the groups before it can tell more of it than the vision part,
+(``label_sets.group_sets``), and a token that has seen the groups before it can tell more of it than the vision part,
 which sees one group at a time: whether somebody stops or loiters, drops a bag or picks one up. So the hidden states of
 the decoder's lower half are read by a head that is thrown away afterwards, as those of stage ``perception`` are.
 
@@ -27,8 +27,9 @@ from torch.nn import functional
 
 from videoxl2.config import LanguageSpec
 from videoxl2.layout import TokenLayout
-from videoxl2.training.perception import COMMON_ACTIONS, SET_SIZE, action_outputs, group_sets, set_weights
+from videoxl2.training.label_sets import COMMON_ACTIONS, SET_SIZE, action_outputs, group_sets, set_weights
 from videoxl2.training.recordings import Recording
+from videoxl2.training.silence import outputs_held_back
 
 _EMPTY_SHARE, _EMPTY_WEIGHT = 0.5, 0.2
 """Tokens that show nothing: how many are read for each that shows something, and what all of them weigh together."""
@@ -155,12 +156,13 @@ class TokensRead:
     column_SX: Tensor
 
     def losses(self, targets: TokenTargets) -> dict[str, Tensor]:
-        """Weighted over tokens: ``sight``, binary cross-entropy of all outputs of a token, of which those that tell an
-        action count more; ``clock``, cross-entropy of the digits; ``place``, of row and column; each the mean over what
-        is told."""
+        """Weighted over tokens: ``sight``, binary cross-entropy of all outputs of a token but for what training must
+        not show there, of which those that tell an action count more; ``clock``, cross-entropy of the digits;
+        ``place``, of row and column; each the mean over what is told."""
         weight_S = targets.weight_S.to(self.set_SH)
         sets_SH = targets.set_SH.to(self.set_SH)
         losses_SH = functional.binary_cross_entropy_with_logits(self.set_SH, sets_SH, reduction="none")
+        losses_SH = losses_SH.masked_fill(outputs_held_back(sets_SH), 0.0)
         digit_SN = targets.digit_SN.to(weight_S.device)
         losses_SN = functional.cross_entropy(self.digit_SNX.transpose(1, 2), digit_SN, reduction="none")
         side, cell_S = self.row_SY.shape[1], targets.cell_S.to(weight_S.device)

@@ -32,8 +32,8 @@ from videoxl2.training.dialogues import (
 )
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, Watch
 from videoxl2.training.initialise import initialise_for_training
+from videoxl2.training.label_sets import SET_SIZE
 from videoxl2.training.language_samples import DialogueFeed, LanguageSettings, make_dialogue, random_levels
-from videoxl2.training.perception import SET_SIZE
 from videoxl2.training.qa import QA, offers_times
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import clip_scene
@@ -200,6 +200,78 @@ def test_dealt_questions_cost_what_each_costs_alone() -> None:
     dense, pooled, both = losses([runs], [None]), losses([person], [levels]), losses([runs, person], [None, levels])
     assert abs(losses([person], [None])["answer"] - pooled["answer"]) > 1e-3
     assert both == pytest.approx({name: (dense[name] + pooled[name]) / 2 for name in dense}, abs=1e-4)
+
+
+def test_an_answer_is_taught_against_all_but_what_training_must_not_show() -> None:
+    """Nobody in training wears brown under red, so "brown" is no wrong answer there."""
+    model = tiny_model()
+    somebody = ObjectFact("a", "person", {"shirt": "red", "trousers": "grey"}, ((0.0, 20.0),), (), True)
+    stretch = dataclasses.replace(stretch_of(6, model.spec.language), facts=Facts("street", 0.0, 24.0, (somebody,), ()))
+    question = "What colour are the trousers of the person in a red shirt?"
+    items = [QUESTIONS[0], QA("colour", question, "grey", (), (0.0, 20.0), ("a",))]
+    settings = LanguageSettings(skip=0.0)
+    sample = make_dialogue(model.tokenizer, stretch, items, settings, np.random.default_rng(0))
+    silent = {model.tokenizer.encode(colour)[0] for colour in ("brown", "green")}
+    places = {place for place, _ in sample.silent_N2.tolist()}
+    assert {token for _, token in sample.silent_N2.tolist()} == silent
+    assert [int(sample.target_T[place]) for place in places] == [model.tokenizer.encode("grey")[0]]
+    with torch.no_grad():
+        logits_AV = read_dialogue(model.language, sample).logits_AV.float()
+        is_answer = sample.target_T >= 0
+        row = int(is_answer[: places.pop() + 1].sum()) - 1
+        logits_AV[row, list(silent)] = -torch.inf
+        targets, weights = sample.target_T[is_answer], sample.weight_T[is_answer]
+        expected = -(logits_AV.log_softmax(-1)[torch.arange(len(targets)), targets] * weights).sum()
+        loss = dialogue_losses(model.language, sample, settings)["answer"]
+        heard = dataclasses.replace(sample, silent_N2=sample.silent_N2[:0], beside_R2=sample.beside_R2[:0])
+        plain = dialogue_losses(model.language, heard, settings)
+    torch.testing.assert_close(loss, expected)
+    assert float(loss) < float(plain["answer"]) - 1e-6 and float(plain["level"]) == 0
+
+
+def test_answers_that_training_was_never_shown_are_counted_apart() -> None:
+    model = tiny_model()
+    somebody = ObjectFact("a", "person", {"shirt": "red", "trousers": "brown"}, ((0.0, 20.0),), (), True)
+    facts = Facts("street", 0.0, 24.0, (somebody,), ())
+    stretch = dataclasses.replace(stretch_of(6, model.spec.language), facts=facts)
+    question = "What colour are the trousers of the person in a red shirt?"
+    items = [QUESTIONS[0], QA("colour", question, "brown", (), (0.0, 20.0), ("a",))]
+    sample = make_dialogue(model.tokenizer, stretch, items, LanguageSettings(skip=0.0), np.random.default_rng(0))
+    assert sample.never_shown == (False, True)
+    with torch.no_grad():
+        scores = answer_accuracy(model.language, [sample])
+    assert scores["never shown"] == scores["colour"] and set(scores) == {"exists", "colour", "never shown", "dense"}
+
+
+def test_what_training_must_not_show_rises_to_what_is_wrong_and_no_further() -> None:
+    """Under red, "brown" was taught to be impossible; with grey in sight it becomes as likely as "blue"."""
+    model = tiny_model()
+    decoder, tokenizer = model.language.train(), model.tokenizer
+    somebody = ObjectFact("a", "person", {"shirt": "red", "trousers": "grey"}, ((0.0, 20.0),), (), True)
+    stretch = dataclasses.replace(stretch_of(6, decoder.spec), facts=Facts("street", 0.0, 24.0, (somebody,), ()))
+    question = "What colour are the trousers of the person in a red shirt?"
+    item = QA("colour", question, "grey", (), (0.0, 20.0), ("a",))
+    sample = make_dialogue(tokenizer, stretch, [item], LanguageSettings(skip=0.0), np.random.default_rng(0))
+    brown, green, *wrong = (tokenizer.encode(colour)[0] for colour in ("brown", "green", "blue", "black", "white"))
+    assert sorted(other for number, other in sample.beside_R2.tolist() if number == 0) == sorted(wrong)
+
+    def first_logits() -> torch.Tensor:
+        return read_dialogue(decoder, sample).logits_AV[0].float()
+
+    with torch.no_grad():
+        decoder.embed_tokens.weight[brown] -= 0.2 * decoder.embed_tokens.weight[wrong].mean(0)
+        before_V = first_logits()
+    optimiser = torch.optim.SGD(decoder.parameters(), lr=0.05)
+    for _ in range(40):
+        optimiser.zero_grad()
+        dialogue_losses(decoder, sample, LanguageSettings(skip=0.0))["level"].backward()
+        optimiser.step()
+    with torch.no_grad():
+        after_V = first_logits()
+    for token in (brown, green):
+        short = float(before_V[wrong].mean() - before_V[token])
+        left = float(after_V[wrong].mean() - after_V[token])
+        assert left < max(0.05, 0.5 * short), (token, short, left)
 
 
 def test_questions_are_dealt_in_turn_and_a_lone_one_is_asked_once() -> None:

@@ -12,20 +12,25 @@ import torch
 from videoxl2.config import ModelSpec
 from videoxl2.training.claims import PALETTES, Claim
 from videoxl2.training.facts import EventFact, Facts, ObjectFact, script_facts
-from videoxl2.training.paraphrases import all_paraphrase_words, paraphrase
-from videoxl2.training.perception import (
+from videoxl2.training.label_sets import (
     FRAME_SIZES,
     SET_SIZE,
-    Perceived,
-    PerceptionHeads,
     anchor_cells,
     colour_outputs,
+    pair_of,
+    set_scores,
+    set_weights,
+    sets_of_labels,
+)
+from videoxl2.training.paraphrases import all_paraphrase_words, paraphrase
+from videoxl2.training.perception import (
+    Perceived,
+    PerceptionHeads,
+    frame_loss,
     perception_loss,
     place_loss,
     place_score,
     set_loss,
-    set_scores,
-    set_weights,
     targets_of,
 )
 from videoxl2.training.queries import claims_in, query_text
@@ -207,6 +212,15 @@ def test_half_of_the_claims_are_shown_and_none_comes_twice_as_true() -> None:
     assert nothing.shown == nothing.elsewhere == () and len(batch_claims(nothing, 6, np.random.default_rng(2))) == 6
 
 
+def test_no_text_that_differs_in_a_word_names_what_is_kept_for_the_test() -> None:
+    facts = Facts("gate", 0.0, 60.0, tuple(person(f"p{i}", c, (0.0, 50.0)) for i, c in enumerate(("red", "white"))), ())
+    known = known_claims([facts], [[(0.0, 4.0)]])
+    claims = {claim for seed in range(60) for claim in batch_claims(known, 24, np.random.default_rng(seed))}
+    below = {claim.trousers for claim in claims if claim.colour == "red" and claim.trousers is not None}
+    assert len(claims) > 40 and len(below) > 2 and "brown" not in below
+    assert all(claim.is_allowed("train") for claim in claims)
+
+
 def test_what_holds_at_other_times_of_a_long_clip_does_not_crowd_out_what_is_shown() -> None:
     colours = [colour for colour in PALETTES["person"] if colour != "red"]
     others = [person(f"o{i}", colour, (40.0 + i, 60.0)) for i, colour in enumerate(colours)]
@@ -266,6 +280,24 @@ def test_nothing_is_learned_of_colours_that_are_not_true(targets: tuple[np.ndarr
     assert COLOUR + CELL_COLOURS.index("red") in of_colour and KIND_COLOUR in of_colour
     assert KIND not in of_colour and KIND_COLOUR - len(CELL_ACTIONS) not in of_colour
     assert [output for output in labels if not bool(is_learned[output])] == of_colour
+
+
+def test_nothing_is_learned_of_what_is_kept_for_the_test() -> None:
+    """Brown trousers under a red shirt are not denied, neither in the set of a cell nor by the frame's own labels."""
+    labels_F5YX = torch.zeros(4, 5, 1, 1, dtype=torch.long)
+    looks = (CELL_KINDS.index("person"), CELL_COLOURS.index("red"), CELL_COLOURS.index("grey"), 1, 3)
+    labels_F5YX[:, :, 0, 0] = torch.tensor(looks)
+    sets_GHYX = sets_of_labels(labels_F5YX[:1, :, 0, 0])[:, :, None, None]
+    of_set = torch.zeros_like(sets_GHYX, requires_grad=True)
+    set_loss(of_set, sets_GHYX, KNOWN).backward()
+    of_frame = torch.zeros(4, sum(FRAME_SIZES), 1, 1, requires_grad=True)
+    frame_loss(of_frame, labels_F5YX, KNOWN).backward()
+    assert of_set.grad is not None and of_frame.grad is not None
+    for gradient in (of_set.grad.sum((0, 2, 3)), of_frame.grad.sum((0, 2, 3))):
+        told = {name: float(gradient[TROUSERS + CELL_COLOURS.index(name)]) for name in ("brown", "blue", "grey")}
+        assert told["brown"] == 0.0 and told["blue"] > 0.0 > told["grey"]
+    pair = pair_of(1, "red", 2, "brown")
+    assert float(of_set.grad[0, pair]) == 0.0 != float(of_set.grad[0, pair_of(1, "red", 2, "blue")])
 
 
 def test_recoloured_frames_teach_the_rest(small_spec: ModelSpec) -> None:

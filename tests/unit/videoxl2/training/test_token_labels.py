@@ -10,10 +10,19 @@ import torch
 
 from videoxl2.layout import TokenLayout
 from videoxl2.model import VideoXL2
-from videoxl2.training.perception import SET_SIZE, action_outputs, set_weights, targets_of
+from videoxl2.training.label_sets import SET_SIZE, action_outputs, output_of, pair_of, set_weights
+from videoxl2.training.perception import targets_of
 from videoxl2.training.recordings import Recording
 from videoxl2.training.samples import CELL_ACTIONS
-from videoxl2.training.token_labels import TokenLabels, TokenReading, TokenTargets, choose_tokens, time_digits
+from videoxl2.training.silence import outputs_held_back
+from videoxl2.training.token_labels import (
+    TokenLabels,
+    TokenReading,
+    TokensRead,
+    TokenTargets,
+    choose_tokens,
+    time_digits,
+)
 
 COMMON = {"none", "enter", "leave", "walk", "drive", "open"}
 
@@ -98,7 +107,8 @@ def test_losses_are_cross_entropy_weighted_over_tokens_and_outputs() -> None:
         reading.heads.weight.normal_(std=0.1)
         share_SH = torch.sigmoid(reading.heads(hidden_MD[[4, 0, 2]]).double())
         likely_SH = torch.where(sets, share_SH, 1 - share_SH)
-        expected = -0.1 * (targets.weight_S.double()[:, None] * set_weights().double() * likely_SH.log()).sum()
+        told_SH = (~outputs_held_back(sets)).double() * set_weights().double()
+        expected = -0.1 * (targets.weight_S.double()[:, None] * told_SH * likely_SH.log()).sum()
         assert float(reading(hidden_MD, targets).losses(targets)["sight"]) == pytest.approx(float(expected), rel=1e-4)
         reading.clock.weight.normal_(std=0.1)
         likely_SNX = torch.softmax(reading.clock(hidden_MD[[4, 0, 2]]).double().view(3, 8, 10), dim=-1)
@@ -126,3 +136,19 @@ def test_losses_are_cross_entropy_weighted_over_tokens_and_outputs() -> None:
 )
 def test_a_time_is_told_in_seconds_and_in_minutes(time_s: float, digits: list[int]) -> None:
     assert time_digits([time_s]).tolist() == [digits]
+
+
+def test_what_training_must_not_show_is_not_taught_to_be_absent() -> None:
+    sets_SH = torch.zeros(1, SET_SIZE, dtype=torch.bool)
+    shown = [output_of(0, "person"), output_of(1, "red"), output_of(2, "grey"), pair_of(0, "person", 1, "red")]
+    sets_SH[0, shown] = True
+    targets = TokenTargets(
+        torch.tensor([0]), sets_SH, torch.ones(1), torch.zeros(1, 8, dtype=torch.long), torch.tensor([0])
+    )
+    logits_SH = torch.zeros(1, SET_SIZE, requires_grad=True)
+    read = TokensRead(logits_SH, torch.zeros(1, 8, 10), torch.zeros(1, 3), torch.zeros(1, 3))
+    read.losses(targets)["sight"].backward()
+    assert logits_SH.grad is not None
+    grad_H = logits_SH.grad[0]
+    assert float(grad_H[output_of(2, "brown")]) == 0 == float(grad_H[pair_of(1, "red", 2, "brown")])
+    assert float(grad_H[output_of(2, "blue")]) > 0 > float(grad_H[output_of(2, "grey")])
