@@ -83,6 +83,10 @@ def document(run: Run) -> dict[str, Any]:
             "by_kind": by_kind(run),
             "by_minutes": _grouped(checkable, lambda item: _length_name(item.question.video_s)),
             "by_action": _grouped(checkable, lambda item: item.question.action or "(no action)"),
+            "by_novelty": _grouped(
+                [item for item in checkable if item.question.never_shown is not None],
+                lambda item: "never shown in training" if item.question.never_shown else "other",
+            ),
             "by_camera_kind": _grouped(checkable, lambda item: item.question.camera_kind),
             "search": search_figures(run.searches),
             "when": when_figures(run),

@@ -18,6 +18,7 @@ from jobs.evaluation.records import Question, Search, Span
 from jobs.evaluation.statistics import chance_of_a_hit
 from videoxl2.training.archive_footage import plan_archive
 from videoxl2.training.facts import Facts, script_facts
+from videoxl2.training.held_back import names_held_back
 from videoxl2.training.priors import OptionBalance
 from videoxl2.training.qa import QA, QuestionKind, text_baseline
 from videoxl2.training.queries import search_queries
@@ -179,6 +180,7 @@ def _question(item_id: str, key: str, item: QA, facts: Facts, known: Sequence[QA
         options=item.options,
         interval=item.interval,
         action=actions[0] if actions else None,
+        never_shown=names_held_back(facts, item),
         is_guessed=(
             options.guess(item) == item.answer if item.options else text_baseline([item], same)[item.kind] == 1.0
         ),

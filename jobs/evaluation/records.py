@@ -23,6 +23,7 @@ class Question:
     """One question about one video. ``interval`` is where its answer is seen, ``action`` what it is about.
 
     ``is_guessed``: who knows many questions of other videos, but sees no video, answers it rightly from its wording.
+    ``never_shown``: its answer follows from a combination of words that training must not show (None: not recorded).
     """
 
     item_id: str
@@ -36,6 +37,7 @@ class Question:
     interval: tuple[float, float] | None
     action: str | None = None
     is_guessed: bool = False
+    never_shown: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

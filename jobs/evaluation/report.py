@@ -86,6 +86,17 @@ def to_markdown(results: Mapping[str, Any], pictures: Sequence[str] = (), prefix
         ),
         "",
     ]
+    if results["by_novelty"]:
+        lines += [
+            "| what the answer shows | n | plain | all dense | right |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {row['bilevel']['n']} | {figure(row['plain'])} | {figure(row['dense'])} "
+                f"| {figure(row['bilevel']['value'])} |"
+                for name, row in results["by_novelty"].items()
+            ),
+            "",
+        ]
     long_videos = results["segments_vs_whole"].get("long_videos", {})
     if long_videos:
         lines += [

@@ -88,6 +88,19 @@ def answers_alike(facts: Facts, item: QA, split: Split = "train") -> AnswersAlik
     return _parted(DEEDS.get(thing.kind, ()), deeds_held_back(split, thing), lambda deed: verb_phrase(deed, "third"))
 
 
+def names_held_back(facts: Facts, item: QA, split: Split = "train") -> bool:
+    """Whether the answer follows from a deed in a colour, or trousers under a shirt, that ``split`` must not show."""
+    events = [event for event in (*facts.events, *facts.doubtful_events) if event.event_id in item.evidence_ids]
+    things = [facts.by_id[name] for name in item.evidence_ids if name in facts.by_id]
+    actors = [(facts.by_id[event.object_id], event.kind) for event in events if event.object_id in facts.by_id]
+    by_deed = any(deed in deeds_held_back(split, thing) for thing, deed in actors)
+    by_clothes = any(
+        thing.attributes.get("trousers") in trousers_held_back(split, thing.attributes.get("shirt", "none"))
+        for thing in things
+    )
+    return by_deed or ("trousers" in item.question and by_clothes)
+
+
 def _parted(values: Sequence[str], held_back: Collection[str], words: Callable[[str], str]) -> AnswersAlike:
     return AnswersAlike(
         tuple(words(value) for value in values if value not in held_back),

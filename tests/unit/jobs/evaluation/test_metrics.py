@@ -48,6 +48,15 @@ def test_one_wrong_answer_of_four_is_three_quarters() -> None:
     assert results["intervals"]["exists"]["low"] == pytest.approx(0.3006, abs=1e-3)
 
 
+def test_what_training_never_showed_is_told_apart() -> None:
+    new = [asked("exists", {"plain"}, n, question=question("exists", n, never_shown=True)) for n in range(2)]
+    old = asked("exists", {"bilevel", "dense"}, 9, question=question("exists", 9, never_shown=False))
+    rows = document(make_run(questions=(*new, old, asked("exists", set(), 5))))["by_novelty"]
+    assert {name: row["bilevel"]["n"] for name, row in rows.items()} == {"never shown in training": 2, "other": 1}
+    assert [rows["never shown in training"][name] for name in ("plain", "dense")] == [1.0, 0.0]
+    assert rows["other"]["bilevel"]["value"] == 1.0
+
+
 def test_the_majority_is_the_commonest_answer_of_each_kind() -> None:
     no = [asked("exists", set(), number, question=question("exists", number, expected="no")) for number in range(3)]
     colours = [

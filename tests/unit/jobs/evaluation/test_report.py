@@ -14,7 +14,7 @@ from jobs.evaluation.metrics import METRICS, document
 from jobs.evaluation.report import fill_section, main, to_markdown, write_report
 from jobs.evaluation.targets import TARGETS
 from pipeline.errors import ConfigError, UsageError
-from tests.unit.jobs.evaluation.samples import make_run
+from tests.unit.jobs.evaluation.samples import asked, make_run, question
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -45,6 +45,9 @@ def test_the_table_holds_every_target_and_every_column() -> None:
     for target in TARGETS:
         assert f"| {target.name} |" in text
     assert "| bilevel | 1.000 |" in text and "](folder/a.png)" in text
+    assert "what the answer shows" not in text, "nothing says whether training showed it"
+    known = make_run(questions=[asked("exists", {"plain"}, question=question("exists", never_shown=True))])
+    assert "| never shown in training | 1 | 1.000 | 0.000 | 0.000 |" in to_markdown(document(known), [], "")
     widths: dict[str, int] = {}
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         for line in block.splitlines():

@@ -10,7 +10,7 @@ import torch
 
 from videoxl2.training.episodes import TROUSERS
 from videoxl2.training.facts import EventFact, Facts, ObjectFact
-from videoxl2.training.held_back import DEEDS, AnswersAlike, answers_alike
+from videoxl2.training.held_back import DEEDS, AnswersAlike, answers_alike, names_held_back
 from videoxl2.training.label_sets import SET_SIZE, actor_codes, output_of, pair_of
 from videoxl2.training.qa import QA
 from videoxl2.training.samples import CELL_ACTIONS, CELL_COLOURS, CELL_KINDS, CELL_MOTIONS
@@ -75,6 +75,25 @@ def test_other_answers_name_no_combination(kind: str) -> None:
     nothing = AnswersAlike()
     assert answers_alike(scene("red", "blue", "run"), asked(kind, "Anything?", "yes", "event-0", "a")) == nothing
     assert answers_alike(scene("red", "blue"), asked("colour", "What colour is the door?", "red")) == nothing
+
+
+@pytest.mark.parametrize(
+    ("shirt", "trousers", "deed", "question", "named"),
+    [
+        ("red", "brown", "walk", "What colour are the trousers of the person in a red shirt?", True),
+        ("red", "brown", "walk", "What does the person in a red shirt do?", False),
+        ("red", "blue", "walk", "What colour are the trousers of the person in a red shirt?", False),
+        ("white", "grey", "run", "Who runs?", True),
+        ("blue", "grey", "run", "Who runs?", False),
+    ],
+)
+def test_a_question_names_what_is_kept_back_only_where_its_answer_follows_from_it(
+    shirt: str, trousers: str, deed: str, question: str, named: bool
+) -> None:
+    item = asked("exists", question, "yes", "event-0", "a")
+    facts = scene(shirt, trousers, deed)
+    assert names_held_back(facts, item) is named and not names_held_back(facts, item, "test")
+    assert not names_held_back(facts, asked("exists", question, "no"))
 
 
 def sets_of(kind: str, colour: str, trousers: str = "none", action: str = "none") -> torch.Tensor:
