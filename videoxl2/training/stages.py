@@ -73,7 +73,7 @@ LANGUAGE: Mapping[str, LanguageSettings] = {
         priors=100,
     ),
     "instruction": LanguageSettings(
-        groups=(8, 15, 15, 30, 75, 75, 150, 150),
+        groups=(8, 15, 15, 30, 30, 75, 75, 150),
         samples=3,
         questions=22,
         per_kind=10,
